@@ -1,0 +1,5 @@
+//! The VMM: machine, devices, boot, processors, run loop, command line and reports.
+//! It knows nothing of how an instruction is executed (crate `cpu`) nor of what nested VMX means (crate `shadow`).
+//! Start with [`processor`].
+
+pub mod processor;

@@ -1,0 +1,12 @@
+//! What the architecture says of VMX: fields, controls, capability MSRs and profiles, check rules, exit records,
+//! and the 4-KiB VMCS region in guest memory. It knows no policy, does no I/O and holds no unsafe code.
+//! Start with [`field`] (the VMCS as a value), [`control`] and [`exit`].
+#![forbid(unsafe_code)]
+
+pub mod addr;
+pub mod arch;
+pub mod bits;
+pub mod control;
+pub mod cpu_state;
+pub mod exit;
+pub mod field;
