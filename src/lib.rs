@@ -1,5 +1,7 @@
 //! The VMM: machine, devices, boot, processors, run loop, command line and reports.
 //! It knows nothing of how an instruction is executed (crate `cpu`) nor of what nested VMX means (crate `shadow`).
-//! Start with [`processor`].
+//! Start with [`config`] for what a run is, and [`processor`] for what executes it.
 
+pub mod config;
+pub mod observe;
 pub mod processor;

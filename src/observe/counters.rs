@@ -1,0 +1,56 @@
+//! Counters that the run loop fills: plain arrays, nothing allocated, locked or formatted.
+
+use vmcs12::exit::Reason;
+
+const NUMBERS: usize = Reason::ALL[Reason::COUNT - 1] as usize + 1;
+
+/// A count for each basic exit reason.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ByReason([u64; NUMBERS]);
+
+impl Default for ByReason {
+    fn default() -> Self {
+        Self([0; NUMBERS])
+    }
+}
+
+impl ByReason {
+    /// One more exit for `reason`.
+    #[inline]
+    pub fn add(&mut self, reason: Reason) {
+        self.0[reason as usize] += 1;
+    }
+    /// The count for `reason`.
+    #[must_use]
+    pub fn get(&self, reason: Reason) -> u64 {
+        self.0[reason as usize]
+    }
+    /// All exits.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+    /// The reasons that occurred, in the order of their numbers.
+    pub fn nonzero(&self) -> impl Iterator<Item = (Reason, u64)> + '_ {
+        Reason::ALL.iter().map(|&reason| (reason, self.get(reason))).filter(|&(_, count)| count != 0)
+    }
+}
+
+/// What a run counted, all vCPUs together.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct Counters {
+    /// Instructions retired, L1 and L2 together; 0 where they are not counted (the kvm processor).
+    pub instructions: u64,
+    /// Of these, L2's.
+    pub instructions_l2: u64,
+    /// Exits from L1: L0 handles each.
+    pub from_l1: ByReason,
+    /// Exits from L2 that L0 kept.
+    pub from_l2_kept: ByReason,
+    /// Exits from L2 that L0 reflected to L1.
+    pub from_l2_reflected: ByReason,
+    /// VMREADs of L1's, those that cost no exit included.
+    pub vmreads: u64,
+    /// VMWRITEs of L1's, those that cost no exit included.
+    pub vmwrites: u64,
+}
