@@ -184,10 +184,11 @@ impl Stop {
     }
     /// Has `wake` called on each request, by the requesting thread: it kicks a vCPU that may not return by itself.
     pub fn on_request(&self, wake: impl Fn() + Send + 'static) {
-        self.0.wakes.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(wake));
+        let mut wakes = self.0.wakes.lock().unwrap_or_else(PoisonError::into_inner);
         if self.requested().is_some() {
-            self.request(StopReason::User);
+            wake();
         }
+        wakes.push(Box::new(wake));
     }
 }
 
