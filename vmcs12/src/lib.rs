@@ -6,7 +6,11 @@
 pub mod addr;
 pub mod arch;
 pub mod bits;
+pub mod caps;
 pub mod control;
 pub mod cpu_state;
+pub mod error;
 pub mod exit;
 pub mod field;
+pub mod implemented;
+pub mod region;
