@@ -3,5 +3,6 @@
 //! Start with [`config`] for what a run is, and [`processor`] for what executes it.
 
 pub mod config;
+pub mod guest;
 pub mod observe;
 pub mod processor;
