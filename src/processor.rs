@@ -5,6 +5,8 @@ use vmcs12::cpu_state::CpuState;
 use vmcs12::exit::{Budget, Exit, Invalidation};
 use vmcs12::field::VmcsSet;
 
+pub mod kvm;
+
 /// A logical processor with VMX.
 pub trait Processor {
     /// VM entry under `vmcs.current`, until the next VM exit or the end of `until`; guest state and exit
@@ -29,4 +31,7 @@ pub enum HostError {
         /// What the host said.
         source: std::io::Error,
     },
+    /// The host's KVM refused something.
+    #[error(transparent)]
+    Kvm(#[from] kvm::error::KvmError),
 }
