@@ -3,6 +3,7 @@
 //! Start with [`config`] for what a run is, and [`processor`] for what executes it.
 
 pub mod config;
+pub mod device;
 pub mod guest;
 pub mod observe;
 pub mod processor;
