@@ -1,6 +1,7 @@
 //! What a processor may do in VMX operation. SDM Vol. 3, Appendix "VMX Capability Reporting Facility".
 
 use crate::arch::msr::*;
+use crate::arch::{debugctl, efer};
 use crate::bits;
 use crate::control::*;
 use crate::field::table::{self, FIELDS};
@@ -112,6 +113,29 @@ impl Allowed {
     }
 }
 
+/// What CPUID, not a capability MSR, tells and VM entry checks: bits that registers may have, and features.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FromCpuid {
+    /// Bits of IA32_EFER that may be 1.
+    pub efer: u64,
+    /// Bits of IA32_DEBUGCTL that may be 1.
+    pub debugctl: u64,
+    /// Bits of IA32_PERF_GLOBAL_CTRL that may be 1.
+    pub perf_global_ctrl: u64,
+    /// Restricted transactional memory: pending debug exceptions may have bit RTM.
+    pub rtm: bool,
+    /// SGX: the interruptibility state may have bit "enclave interruption".
+    pub sgx: bool,
+}
+
+impl Default for FromCpuid {
+    /// 64-bit, with SYSCALL and execute-disable, with LBR and BTF, without performance monitoring, RTM, SGX.
+    fn default() -> Self {
+        let debugctl = debugctl::LBR | debugctl::BTF;
+        Self { efer: efer::ALL, debugctl, perf_global_ctrl: 0, rtm: false, sgx: false }
+    }
+}
+
 /// The VMX capability MSRs of a processor, with its address widths. Default: a processor without VMX.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Capabilities {
@@ -141,6 +165,8 @@ pub struct Capabilities {
     pub physical_width: u32,
     /// Linear-address width: CPUID.80000008H:EAX[15:8].
     pub linear_width: u32,
+    /// What CPUID tells besides.
+    pub cpuid: FromCpuid,
 }
 
 /// The words of [`Capabilities::legacy`], with their legacy and their TRUE MSRs.
@@ -292,6 +318,19 @@ impl Capabilities {
         u64::MAX.checked_shl(width).unwrap_or(0)
     }
 
+    /// Has the processor Intel 64? SDM Vol. 3, "Basic VMX Information", bit 48.
+    #[inline(always)]
+    pub fn has_intel_64(&self) -> bool {
+        !self.basic.get(VmxBasic::ADDRESSES_32_BITS)
+    }
+
+    /// Are bits 63:(N-1) of the address identical, N being the linear-address width?
+    #[inline(always)]
+    pub fn is_canonical(&self, address: u64) -> bool {
+        let unused = 64 - self.linear_width.clamp(1, 64);
+        ((address << unused) as i64 >> unused) as u64 == address
+    }
+
     /// What both a real part and this implementation can do. The part's VMCS revision, timer rate and widths stay;
     /// what depends on something that went goes with it.
     #[must_use]
@@ -319,6 +358,7 @@ impl Capabilities {
             vmcs_enum: 0,
             physical_width: real.physical_width,
             linear_width: real.linear_width,
+            cpuid: real.cpuid.clone(),
         };
         caps.tie();
         caps

@@ -7,6 +7,7 @@ pub mod addr;
 pub mod arch;
 pub mod bits;
 pub mod caps;
+pub mod check;
 pub mod control;
 pub mod cpu_state;
 pub mod error;
