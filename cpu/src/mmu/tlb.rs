@@ -1,0 +1,227 @@
+//! The software TLB: a pool of contexts, each with its translations and its jump cache.
+
+use crate::block::Op;
+
+/// Translations a context holds.
+pub(crate) const ENTRIES: usize = 1024;
+/// Branch targets a context holds.
+const JUMPS: usize = 1024;
+/// Contexts in the pool.
+const CONTEXTS: usize = 32;
+
+/// One translation of a 4-KiB linear page. A tag is the page's linear address, or one that no address that
+/// selects this entry is near.
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+pub(crate) struct Entry {
+    pub read: u64,
+    pub write: u64,
+    /// The page in this process.
+    pub host: *mut u8,
+    /// Machine-physical page, with the attributes below in the low bits.
+    pub frame: u64,
+}
+
+/// Attributes in the low bits of [`Entry::frame`].
+pub(crate) const EXECUTABLE: u64 = 1 << 0;
+pub(crate) const GLOBAL: u64 = 1 << 1;
+/// A user page in a supervisor context: usable only while SMAP is suspended.
+pub(crate) const USER: u64 = 1 << 2;
+
+/// A branch target that has been translated: its linear address and the block there.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Jump {
+    pub linear: u64,
+    pub target: *const Op,
+}
+
+/// What the translations of a context depend on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Key {
+    pub vpid: u16,
+    pub pcid: u16,
+    /// Root of the EPT in use; 0 without EPT.
+    pub ept_root: u64,
+    /// Paging mode, privilege class, code size: see `Cpu::context_mode`.
+    pub mode: u32,
+    pub pkru: u32,
+}
+
+/// A set of translations that belong to one address space at one privilege.
+#[repr(C)]
+pub(crate) struct Context {
+    pub entries: [Entry; ENTRIES],
+    pub jumps: [Jump; JUMPS],
+    pub key: Key,
+    used: u64,
+    in_use: bool,
+    /// 2-MiB regions (hashed) of which a fragment of a larger page is cached.
+    large: [u64; 16],
+    /// A fragment of a 1-GiB page is cached.
+    has_1g: bool,
+}
+
+/// The index of a linear address.
+#[inline(always)]
+pub(crate) fn index(linear: u64) -> usize {
+    (linear >> 12) as usize & (ENTRIES - 1)
+}
+
+/// A tag that no address selecting entry `i` comes within a page of.
+#[inline(always)]
+fn invalid_tag(i: usize) -> u64 {
+    ((i ^ (ENTRIES / 2)) as u64) << 12
+}
+
+fn empty_entry(i: usize) -> Entry {
+    Entry { read: invalid_tag(i), write: invalid_tag(i), host: std::ptr::null_mut(), frame: 0 }
+}
+
+const NO_JUMP: Jump = Jump { linear: u64::MAX, target: std::ptr::null() };
+
+/// Size of the page that a translation comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd)]
+pub(crate) enum PageSize {
+    Small,
+    Large,
+    Huge,
+}
+
+impl Context {
+    fn new() -> Box<Self> {
+        let mut context = Box::new(Self {
+            entries: [Entry { read: 0, write: 0, host: std::ptr::null_mut(), frame: 0 }; ENTRIES],
+            jumps: [NO_JUMP; JUMPS],
+            key: Key::default(),
+            used: 0,
+            in_use: false,
+            large: [0; 16],
+            has_1g: false,
+        });
+        context.clear();
+        context
+    }
+
+    /// Drops every translation.
+    pub fn clear(&mut self) {
+        for (i, entry) in self.entries.iter_mut().enumerate() {
+            *entry = empty_entry(i);
+        }
+        self.large = [0; 16];
+        self.has_1g = false;
+        self.forget_jumps();
+    }
+
+    /// Drops every translation that is not global.
+    pub fn clear_non_global(&mut self) {
+        for (i, entry) in self.entries.iter_mut().enumerate() {
+            if entry.frame & GLOBAL == 0 {
+                *entry = empty_entry(i);
+            }
+        }
+        self.forget_jumps();
+    }
+
+    /// Drops every branch target.
+    pub fn forget_jumps(&mut self) {
+        self.jumps.fill(NO_JUMP);
+    }
+
+    fn large_bit(linear: u64) -> (usize, u64) {
+        let region = (linear >> 21) as usize & 1023;
+        (region / 64, 1 << (region % 64))
+    }
+
+    /// Notes that the entry of `linear` is a fragment of a larger page.
+    pub fn note_size(&mut self, linear: u64, size: PageSize) {
+        if size != PageSize::Small {
+            let (word, bit) = Self::large_bit(linear);
+            self.large[word] |= bit;
+            self.has_1g |= size == PageSize::Huge;
+        }
+    }
+
+    /// Drops the translation of one page, global or not as `which` says.
+    pub fn drop_page(&mut self, linear: u64, which: fn(&Entry) -> bool) {
+        let page = linear & !0xfff;
+        let (word, bit) = Self::large_bit(linear);
+        let span = match (self.has_1g, self.large[word] & bit != 0) {
+            (true, _) => !0x3fff_ffff,
+            (false, true) => !0x1f_ffff,
+            (false, false) => {
+                let i = index(page);
+                if (self.entries[i].read == page || self.entries[i].write == page) && which(&self.entries[i]) {
+                    self.entries[i] = empty_entry(i);
+                }
+                return self.forget_jumps();
+            }
+        };
+        for (i, entry) in self.entries.iter_mut().enumerate() {
+            if (entry.read & span == page & span || entry.write & span == page & span) && which(entry) {
+                *entry = empty_entry(i);
+            }
+        }
+        self.forget_jumps();
+    }
+
+    /// Takes back every permission to write without a look at the frame's flags.
+    pub fn drop_writes_to(&mut self, frame: u64) {
+        for (i, entry) in self.entries.iter_mut().enumerate() {
+            if entry.frame & !0xfff == frame {
+                entry.write = invalid_tag(i);
+            }
+        }
+    }
+
+    /// Takes back the tags of one entry, as SMAP does when it is no longer suspended.
+    pub fn drop_index(&mut self, i: usize) {
+        self.entries[i] = empty_entry(i);
+    }
+
+    /// The jump-cache slot of a linear address.
+    #[inline(always)]
+    pub fn jump_index(linear: u64) -> usize {
+        (linear ^ (linear >> 10)) as usize & (JUMPS - 1)
+    }
+}
+
+/// The pool of contexts. A context's address is fixed while the pool lives.
+pub(crate) struct Pool {
+    contexts: Vec<Box<Context>>,
+    clock: u64,
+}
+
+impl Pool {
+    pub fn new() -> Self {
+        Self { contexts: Vec::with_capacity(CONTEXTS), clock: 0 }
+    }
+
+    /// The context for a key: an existing one, or the least recently used one, emptied.
+    pub fn select(&mut self, key: Key) -> *mut Context {
+        self.clock += 1;
+        let clock = self.clock;
+        if let Some(context) = self.contexts.iter_mut().find(|context| context.in_use && context.key == key) {
+            context.used = clock;
+            return &raw mut **context;
+        }
+        if self.contexts.len() < CONTEXTS {
+            self.contexts.push(Context::new());
+        }
+        let oldest = self.contexts.iter_mut().min_by_key(|context| context.used).expect("the pool is not empty");
+        if oldest.in_use {
+            oldest.clear();
+        }
+        (oldest.key, oldest.used, oldest.in_use) = (key, clock, true);
+        &raw mut **oldest
+    }
+
+    /// Applies `change` to each context in use that `which` selects.
+    pub fn each(&mut self, which: impl Fn(&Key) -> bool, mut change: impl FnMut(&mut Context)) {
+        for context in &mut self.contexts {
+            if context.in_use && which(&context.key) {
+                change(context);
+            }
+        }
+    }
+}
