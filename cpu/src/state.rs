@@ -34,6 +34,52 @@ pub struct Model {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Lacks(pub u64);
 
+impl Lacks {
+    /// Is an extension missing?
+    #[inline]
+    pub fn has(self, extension: u64) -> bool {
+        self.0 & extension != 0
+    }
+}
+
+/// The bits of [`Lacks`].
+#[allow(missing_docs, reason = "the manual's own names")]
+pub mod lacks {
+    pub const BMI1: u64 = 1 << 0;
+    pub const BMI2: u64 = 1 << 1;
+    pub const LZCNT: u64 = 1 << 2;
+    pub const POPCNT: u64 = 1 << 3;
+    pub const MOVBE: u64 = 1 << 4;
+    pub const CMPXCHG16B: u64 = 1 << 5;
+    pub const SSE3: u64 = 1 << 6;
+    pub const SSSE3: u64 = 1 << 7;
+    pub const SSE4_1: u64 = 1 << 8;
+    pub const SSE4_2: u64 = 1 << 9;
+    pub const AES: u64 = 1 << 10;
+    pub const PCLMULQDQ: u64 = 1 << 11;
+    pub const AVX: u64 = 1 << 12;
+    pub const AVX2: u64 = 1 << 13;
+    pub const FMA: u64 = 1 << 14;
+    pub const F16C: u64 = 1 << 15;
+    pub const RDRAND: u64 = 1 << 16;
+    pub const RDSEED: u64 = 1 << 17;
+    pub const FSGSBASE: u64 = 1 << 18;
+    pub const XSAVE: u64 = 1 << 19;
+    pub const XSAVEOPT: u64 = 1 << 20;
+    pub const XSAVEC: u64 = 1 << 21;
+    pub const XSAVES: u64 = 1 << 22;
+    pub const CLFLUSHOPT: u64 = 1 << 23;
+    pub const CLWB: u64 = 1 << 24;
+    pub const RDPID: u64 = 1 << 25;
+    pub const SMAP: u64 = 1 << 26;
+    pub const PKU: u64 = 1 << 27;
+    pub const MONITOR: u64 = 1 << 28;
+    pub const RDTSCP: u64 = 1 << 29;
+    pub const PREFETCHW: u64 = 1 << 30;
+    /// Never implemented: every instruction of an extension that has no bit of its own and is not in the base.
+    pub const UNKNOWN: u64 = 1 << 63;
+}
+
 /// Time at an entry.
 #[derive(Clone, Copy, Debug)]
 pub struct Time {

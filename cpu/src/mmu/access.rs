@@ -45,6 +45,13 @@ pub(crate) fn is_canonical(linear: u64) -> bool {
     ((linear << 16) as i64 >> 16) as u64 == linear
 }
 
+impl Piece {
+    /// The machine-physical page.
+    pub fn page(&self) -> u64 {
+        self.pa & !0xfff
+    }
+}
+
 impl Cpu {
     #[inline(always)]
     fn entry(&self, linear: u64) -> &tlb::Entry {
@@ -84,6 +91,14 @@ impl Cpu {
         let entry = self.entry(linear);
         let offset = linear.wrapping_sub(entry.write);
         (offset <= (4096 - T::SIZE) as u64).then(|| entry.host.wrapping_add(offset as usize).cast())
+    }
+
+    /// Where a byte that may be read without further checks is in this process.
+    #[inline(always)]
+    pub(crate) fn readable_host(&self, linear: u64) -> Option<*const u8> {
+        let entry = self.entry(linear);
+        let offset = linear.wrapping_sub(entry.read);
+        (offset < 4096).then(|| entry.host.wrapping_add(offset as usize).cast_const())
     }
 
     #[cold]
