@@ -118,19 +118,6 @@ impl Cache {
         self.blocks.get(&key).copied()
     }
 
-    /// Do all bytes of a block lie in one page?
-    pub fn in_one_page(&self, start: *const Op) -> bool {
-        let mut op = start;
-        loop {
-            // SAFETY: `start` is the first operation of a live block, which ends in one that `ends` marks.
-            let this = unsafe { &*op };
-            if this.ends || usize::from(this.index) >= MAX_BLOCK {
-                return !this.spans;
-            }
-            op = op.wrapping_add(1);
-        }
-    }
-
     /// Must everything be dropped before more is decoded?
     pub fn is_full(&self) -> bool {
         self.chunks.len() * CHUNK >= CAPACITY

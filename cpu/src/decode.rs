@@ -149,13 +149,17 @@ fn set_memory(op: &mut Op, decoding: &Decoding<'_>) -> bool {
     if !(0..inst.op_count()).any(|i| inst.op_kind(i) == OpKind::Memory) {
         return decoding.size == CodeSize::Bits64 && address == 64;
     }
-    let number = |register: Register| if register == Register::None { ZERO as u8 } else { register.full_register().number() as u8 };
+    let number = |register: Register| {
+        if register == Register::None { ZERO as u8 } else { register.full_register().number() as u8 }
+    };
     if inst.is_ip_rel_memory_operand() {
         op.base = BLOCK_RIP as u8;
         // iced gives the target; the block's RIP plus delta and length is what the displacement counts from.
         let disp = inst.memory_displacement64().wrapping_sub(inst.next_ip()) as i64;
         let whole = disp + i64::from(op.delta) + i64::from(op.len);
-        if address == 64 && let Ok(whole) = i32::try_from(whole) {
+        if address == 64
+            && let Ok(whole) = i32::try_from(whole)
+        {
             op.disp = whole;
         } else {
             op.disp = disp as i32;
@@ -228,7 +232,9 @@ impl CodeBits for Instruction {
 /// Byte offset of a register in `Cpu::gpr`.
 pub(crate) fn register_offset(register: Register) -> u8 {
     match register {
-        Register::AH | Register::CH | Register::DH | Register::BH => (register as u8 - Register::AH as u8) * 8 + 1,
+        Register::AH | Register::CH | Register::DH | Register::BH => {
+            (register as u8 - Register::AH as u8) * 8 + 1
+        }
         _ => register.full_register().number() as u8 * 8,
     }
 }

@@ -119,7 +119,8 @@ mod tests {
     fn every_combination_of_the_six_flags_survives_the_round_trip() {
         let all = [bit::CF, bit::PF, bit::AF, bit::ZF, bit::SF, bit::OF];
         for n in 0..64u32 {
-            let rflags = all.iter().enumerate().filter(|(i, _)| n >> i & 1 != 0).fold(0, |sum, (_, mask)| sum | mask);
+            let rflags =
+                all.iter().enumerate().filter(|(i, _)| n >> i & 1 != 0).fold(0, |sum, (_, mask)| sum | mask);
             assert_eq!(Status::from_bits(rflags).bits(), rflags);
         }
     }

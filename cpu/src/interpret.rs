@@ -12,10 +12,10 @@ pub(crate) mod multiply;
 pub(crate) mod operand;
 pub(crate) mod shift;
 pub(crate) mod stack;
+pub(crate) mod string;
 pub(crate) mod system;
 pub(crate) mod table;
 pub(crate) mod vector;
-pub(crate) mod string;
 
 use crate::block::Op;
 use crate::state::{BLOCK_RIP, Cpu, Stop};

@@ -27,10 +27,7 @@ impl Cpu {
         loop {
             self.stop = Stop::Continue;
             if self.retired >= self.hard_limit {
-                if let Some(cause) = self.at_limit() {
-                    return cause;
-                }
-                continue;
+                return self.end_of_budget();
             }
             if (self.attention || self.pending_debug != 0)
                 && let Some(cause) = self.at_boundary()
@@ -38,7 +35,9 @@ impl Cpu {
                 return cause;
             }
             if self.retired >= self.soft_limit || self.needs_stepping() {
-                self.run_precisely();
+                if let Some(cause) = self.run_precisely() {
+                    return cause;
+                }
             } else {
                 let target = self.find(self.rip);
                 self.run_chain(target);
@@ -60,7 +59,8 @@ impl Cpu {
         self.rflags & rflags::TF != 0
             || self.has_code_breakpoints()
             || self.controls.monitor_trap
-            || (self.controls.windows && (self.sti_shadow == self.retired || self.mov_ss_shadow == self.retired))
+            || (self.controls.windows
+                && (self.sti_shadow == self.retired || self.mov_ss_shadow == self.retired))
             || self.pending_debug != 0
     }
 
@@ -73,11 +73,12 @@ impl Cpu {
     }
 
     /// Runs up to the limit exactly, or one instruction while stepping.
-    fn run_precisely(&mut self) {
-        let most = if self.needs_stepping() { 1 } else { (self.hard_limit - self.retired).min(MAX_BLOCK as u64) };
+    fn run_precisely(&mut self) -> Option<Cause> {
+        let most =
+            if self.needs_stepping() { 1 } else { (self.hard_limit - self.retired).min(MAX_BLOCK as u64) };
         let mut scratch = Vec::with_capacity(MAX_BLOCK + 1);
         if self.decode_at(self.rip, most as usize, &mut scratch).is_none() {
-            return;
+            return None;
         }
         let soft_limit = std::mem::replace(&mut self.soft_limit, 0);
         let stepping = most == 1 && self.needs_stepping();
@@ -95,7 +96,9 @@ impl Cpu {
         }
         if stepping && self.stop == Stop::Continue && self.retired > retired {
             self.after_step();
+            return self.controls.monitor_trap.then(|| self.monitor_trap_exit());
         }
+        None
     }
 
     /// The block at `rip`, decoded if need be; null with `stop` set if it cannot be fetched.
@@ -113,7 +116,9 @@ impl Cpu {
         match self.fetch_block(rip, linear) {
             Some(target) => {
                 // SAFETY: as above.
-                unsafe { (*self.context).jumps[tlb::Context::jump_index(linear)] = tlb::Jump { linear, target } };
+                unsafe {
+                    (*self.context).jumps[tlb::Context::jump_index(linear)] = tlb::Jump { linear, target }
+                };
                 target
             }
             None => std::ptr::null(),
@@ -209,7 +214,8 @@ impl Cpu {
                     None => bytes[first..].fill(0xff),
                 }
                 ops.clear();
-                decode::block(self, rip, &bytes[..(first + rest).min(15)], 1, ops).or_else(|| self.fail(Exception::gp(0)))
+                decode::block(self, rip, &bytes[..(first + rest).min(15)], 1, ops)
+                    .or_else(|| self.fail(Exception::gp(0)))
             }
         }
     }
@@ -217,11 +223,6 @@ impl Cpu {
     /// Nothing backs the page: all ones, which is no instruction.
     fn decode_hole(&mut self, rip: u64, ops: &mut Vec<Op>) -> Option<u64> {
         decode::block(self, rip, &[0xff; 15], 1, ops)
-    }
-
-    /// The budget is used up, unless an event of the guest's own is due exactly now.
-    fn at_limit(&mut self) -> Option<Cause> {
-        Some(self.end_of_budget())
     }
 
     /// The instruction at RIP faulted: deliver, or exit.

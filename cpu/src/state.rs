@@ -22,8 +22,10 @@ pub(crate) const ZERO: usize = 16;
 pub(crate) const BLOCK_RIP: usize = 17;
 
 /// What the processor is told about the model that it plays.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Model {
+    /// What a VMCS given to `enter` may use.
+    pub capabilities: vmcs12::caps::Capabilities,
     /// Physical-address width of the profile: reserved bits of the guest's page tables.
     pub physical_width: u32,
     /// Instruction-set extensions that raise #UD because the profile lacks them.
@@ -124,6 +126,8 @@ pub struct Cpu {
     pub(crate) rep_limit: u64,
     /// `retired` must not pass this.
     pub(crate) hard_limit: u64,
+    /// The VMX-preemption timer expires when `retired` is this.
+    pub(crate) timer_limit: u64,
     /// Bits that RIP has in this code size.
     pub(crate) ip_mask: u64,
     pub(crate) rip: u64,
@@ -196,6 +200,7 @@ impl Cpu {
             soft_limit: 0,
             rep_limit: 0,
             hard_limit: 0,
+            timer_limit: u64::MAX,
             ip_mask: 0xffff,
             rip: 0,
             rflags: rflags::FIXED,
@@ -319,7 +324,9 @@ impl Cpu {
         };
         self.stack_mask = match code_size {
             CodeSize::Bits64 => u64::MAX,
-            _ if self.segment(SegmentRegister::Ss).rights.get(AccessRights::DB) && !self.virtual_8086() => 0xffff_ffff,
+            _ if self.segment(SegmentRegister::Ss).rights.get(AccessRights::DB) && !self.virtual_8086() => {
+                0xffff_ffff
+            }
             _ => 0xffff,
         };
         self.refresh_context();
@@ -351,12 +358,14 @@ impl Cpu {
 
     /// Is a data or I/O breakpoint enabled in DR7?
     pub(crate) fn has_data_breakpoints(&self) -> bool {
-        self.dr7 & 0xff != 0 && (0..4).any(|i| self.dr7 >> (2 * i) & 3 != 0 && self.dr7 >> (16 + 4 * i) & 3 != 0)
+        self.dr7 & 0xff != 0
+            && (0..4).any(|i| self.dr7 >> (2 * i) & 3 != 0 && self.dr7 >> (16 + 4 * i) & 3 != 0)
     }
 
     /// Is an instruction breakpoint enabled in DR7?
     pub(crate) fn has_code_breakpoints(&self) -> bool {
-        self.dr7 & 0xff != 0 && (0..4).any(|i| self.dr7 >> (2 * i) & 3 != 0 && self.dr7 >> (16 + 4 * i) & 3 == 0)
+        self.dr7 & 0xff != 0
+            && (0..4).any(|i| self.dr7 >> (2 * i) & 3 != 0 && self.dr7 >> (16 + 4 * i) & 3 == 0)
     }
 
     /// Current PCID: 0 while CR4.PCIDE is 0.

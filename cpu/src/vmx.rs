@@ -57,13 +57,24 @@ impl Cpu {
 
     /// Ends the instruction in a fault-like VM exit: nothing has changed.
     #[inline(never)]
-    pub(crate) fn instruction_exit(&mut self, op: *const Op, reason: Reason, qualification: u64) -> *const Op {
+    pub(crate) fn instruction_exit(
+        &mut self,
+        op: *const Op,
+        reason: Reason,
+        qualification: u64,
+    ) -> *const Op {
         self.instruction_exit_with(op, reason, qualification, 0)
     }
 
     /// As [`Cpu::instruction_exit`], with VM-exit instruction information.
     #[inline(never)]
-    pub(crate) fn instruction_exit_with(&mut self, op: *const Op, reason: Reason, qualification: u64, information: u32) -> *const Op {
+    pub(crate) fn instruction_exit_with(
+        &mut self,
+        op: *const Op,
+        reason: Reason,
+        qualification: u64,
+        information: u32,
+    ) -> *const Op {
         // SAFETY: handlers pass the operation that they run.
         let len = unsafe { (*op).len };
         self.stop_at(op);

@@ -128,8 +128,8 @@ pub struct Exit {
 pub enum Cause {
     /// A VM exit; the VMCS holds the exit information.
     Vm(Reason),
-    /// VM entry failed after the checks on controls: exit reason with bit 31, guest state unchanged.
-    EntryFailure(Reason),
+    /// VM entry failed after the checks on controls: the reason, and the broken rule's id; guest state is unchanged.
+    EntryFailure(Reason, &'static str),
     /// The VMCS failed the checks on controls or host state: VM-instruction error 7 or 8 and the rule's id.
     Refused(u32, &'static str),
     /// The budget is used up or a kick arrived: the soft processor's only "host interrupt". Guest state is in the VMCS.

@@ -25,7 +25,15 @@ pub(crate) fn is_immediate(kind: OpKind) -> bool {
     use OpKind::*;
     matches!(
         kind,
-        Immediate8 | Immediate8_2nd | Immediate16 | Immediate32 | Immediate64 | Immediate8to16 | Immediate8to32 | Immediate8to64 | Immediate32to64
+        Immediate8
+            | Immediate8_2nd
+            | Immediate16
+            | Immediate32
+            | Immediate64
+            | Immediate8to16
+            | Immediate8to32
+            | Immediate8to64
+            | Immediate32to64
     )
 }
 
@@ -88,16 +96,16 @@ fn unary_form<F: Unary, T: Width>(d: &Decoding<'_>, op: &mut Op) -> Option<Handl
 
 /// A computation on two values.
 pub(crate) trait Alu: 'static {
-    const WRITES: bool = true;
+    const WRITES: bool;
     fn compute<T: Width>(a: T, b: T, status: Status) -> (T, Status);
 }
 
 macro_rules! alu {
-    ($($(#[$meta:meta])* $name:ident: |$a:ident, $b:ident, $status:ident| $value:expr $(; writes $writes:literal)?;)*) => { $(
+    ($($(#[$meta:meta])* $name:ident, writes $writes:literal: |$a:ident, $b:ident, $status:ident| $value:expr;)*) => { $(
         $(#[$meta])*
         pub(crate) struct $name;
         impl Alu for $name {
-            $(const WRITES: bool = $writes;)?
+            const WRITES: bool = $writes;
             #[inline(always)]
             #[allow(unused_variables, reason = "only ADC and SBB read the status")]
             fn compute<T: Width>($a: T, $b: T, $status: Status) -> (T, Status) { $value }
@@ -111,23 +119,23 @@ fn bitwise<T: Width>(a: T, b: T, f: fn(u64, u64) -> u64) -> (T, Status) {
 
 alu! {
     /// ADD.
-    Add: |a, b, s| alu::add(a, b, false);
+    Add, writes true: |a, b, s| alu::add(a, b, false);
     /// ADC.
-    Adc: |a, b, s| alu::add(a, b, s.carry());
+    Adc, writes true: |a, b, s| alu::add(a, b, s.carry());
     /// SUB.
-    Sub: |a, b, s| alu::sub(a, b, false);
+    Sub, writes true: |a, b, s| alu::sub(a, b, false);
     /// SBB.
-    Sbb: |a, b, s| alu::sub(a, b, s.carry());
+    Sbb, writes true: |a, b, s| alu::sub(a, b, s.carry());
     /// AND.
-    And: |a, b, s| bitwise(a, b, |a, b| a & b);
+    And, writes true: |a, b, s| bitwise(a, b, |a, b| a & b);
     /// OR.
-    Or: |a, b, s| bitwise(a, b, |a, b| a | b);
+    Or, writes true: |a, b, s| bitwise(a, b, |a, b| a | b);
     /// XOR.
-    Xor: |a, b, s| bitwise(a, b, |a, b| a ^ b);
+    Xor, writes true: |a, b, s| bitwise(a, b, |a, b| a ^ b);
     /// CMP.
-    Cmp: |a, b, s| alu::sub(a, b, false); writes false;
+    Cmp, writes false: |a, b, s| alu::sub(a, b, false);
     /// TEST.
-    Test: |a, b, s| bitwise(a, b, |a, b| a & b); writes false;
+    Test, writes false: |a, b, s| bitwise(a, b, |a, b| a & b);
 }
 
 /// The handlers of an [`Alu`].
@@ -201,10 +209,18 @@ impl<T: Width> VolatileUnaligned<T> for *mut T {
         // SAFETY: the caller's promise; a plain load of `SIZE` bytes.
         unsafe {
             match T::SIZE {
-                1 => std::arch::asm!("movzx {0:e}, byte ptr [{1}]", out(reg) value, in(reg) self, options(nostack, preserves_flags, readonly)),
-                2 => std::arch::asm!("movzx {0:e}, word ptr [{1}]", out(reg) value, in(reg) self, options(nostack, preserves_flags, readonly)),
-                4 => std::arch::asm!("mov {0:e}, dword ptr [{1}]", out(reg) value, in(reg) self, options(nostack, preserves_flags, readonly)),
-                _ => std::arch::asm!("mov {0}, qword ptr [{1}]", out(reg) value, in(reg) self, options(nostack, preserves_flags, readonly)),
+                1 => {
+                    std::arch::asm!("movzx {0:e}, byte ptr [{1}]", out(reg) value, in(reg) self, options(nostack, preserves_flags, readonly))
+                }
+                2 => {
+                    std::arch::asm!("movzx {0:e}, word ptr [{1}]", out(reg) value, in(reg) self, options(nostack, preserves_flags, readonly))
+                }
+                4 => {
+                    std::arch::asm!("mov {0:e}, dword ptr [{1}]", out(reg) value, in(reg) self, options(nostack, preserves_flags, readonly))
+                }
+                _ => {
+                    std::arch::asm!("mov {0}, qword ptr [{1}]", out(reg) value, in(reg) self, options(nostack, preserves_flags, readonly))
+                }
             }
         }
         T::from_u64(value)
@@ -222,10 +238,18 @@ pub(crate) unsafe fn compare_exchange<T: Width>(place: *mut T, old: T, new: T) -
     // SAFETY: the caller's promise.
     unsafe {
         match T::SIZE {
-            1 => std::arch::asm!("lock cmpxchg byte ptr [{0}], {1:l}", in(reg) place, in(reg) new, inout("rax") seen, options(nostack)),
-            2 => std::arch::asm!("lock cmpxchg word ptr [{0}], {1:x}", in(reg) place, in(reg) new, inout("rax") seen, options(nostack)),
-            4 => std::arch::asm!("lock cmpxchg dword ptr [{0}], {1:e}", in(reg) place, in(reg) new, inout("rax") seen, options(nostack)),
-            _ => std::arch::asm!("lock cmpxchg qword ptr [{0}], {1}", in(reg) place, in(reg) new, inout("rax") seen, options(nostack)),
+            1 => {
+                std::arch::asm!("lock cmpxchg byte ptr [{0}], {1:l}", in(reg) place, in(reg) new, inout("rax") seen, options(nostack))
+            }
+            2 => {
+                std::arch::asm!("lock cmpxchg word ptr [{0}], {1:x}", in(reg) place, in(reg) new, inout("rax") seen, options(nostack))
+            }
+            4 => {
+                std::arch::asm!("lock cmpxchg dword ptr [{0}], {1:e}", in(reg) place, in(reg) new, inout("rax") seen, options(nostack))
+            }
+            _ => {
+                std::arch::asm!("lock cmpxchg qword ptr [{0}], {1}", in(reg) place, in(reg) new, inout("rax") seen, options(nostack))
+            }
         }
     }
     T::from_u64(seen).to_u64()

@@ -1,7 +1,9 @@
 //! Bit tests, bit scans, BMI, POPCNT, CRC32, CMPXCHG8B and CMPXCHG16B.
 
 use super::arith::{Binary, atomically};
-use super::operand::{Address, Flat, Mem, Place, Reg, Segmented, Source, Src, Width, address_mask, register, set_register};
+use super::operand::{
+    Address, Flat, Mem, Place, Reg, Segmented, Source, Src, Width, address_mask, register, set_register,
+};
 use super::{attempt, next};
 use crate::alu;
 use crate::block::{Handler, Op};
@@ -231,10 +233,17 @@ fn gather(value: u64, mut mask: u64) -> u64 {
 
 /// The handler of an instruction whose operands are (register, `source`, `register_operand`), by operand number;
 /// the extra register's offset goes to `imm`.
-pub(crate) fn three<F: Binary>(d: &Decoding<'_>, op: &mut Op, source: u32, other: Option<u32>) -> Option<Handler> {
+pub(crate) fn three<F: Binary>(
+    d: &Decoding<'_>,
+    op: &mut Op,
+    source: u32,
+    other: Option<u32>,
+) -> Option<Handler> {
     op.dst = register_offset(d.inst.op0_register());
     match other {
-        Some(i) if d.inst.op_kind(i) == OpKind::Register => op.imm = u64::from(register_offset(d.inst.op_register(i))),
+        Some(i) if d.inst.op_kind(i) == OpKind::Register => {
+            op.imm = u64::from(register_offset(d.inst.op_register(i)))
+        }
         Some(i) => op.imm = d.inst.immediate(i),
         None => {}
     }
@@ -319,14 +328,22 @@ pub(crate) unsafe fn compare_exchange_pair<const WIDE: bool>(cpu: &mut Cpu, op: 
     if WIDE && linear & 15 != 0 {
         return cpu.raise(op, Exception::gp(0));
     }
-    let pair = |low: u64, high: u64| if WIDE { u128::from(low) | u128::from(high) << 64 } else { u128::from(low & 0xffff_ffff | high << 32) };
+    let pair = |low: u64, high: u64| {
+        if WIDE {
+            u128::from(low) | u128::from(high) << 64
+        } else {
+            u128::from(low & 0xffff_ffff | high << 32)
+        }
+    };
     let expected = pair(cpu.gpr[0], cpu.gpr[2]);
     let new = pair(cpu.gpr[3], cpu.gpr[1]);
     let seen = match (WIDE, cpu.writable_host::<u64>(linear)) {
         // SAFETY: the place may be read and written; 16 aligned bytes lie in the page of their first 8.
         (true, Some(place)) => unsafe { compare_exchange_16(place, expected, new) },
         // SAFETY: as above.
-        (false, Some(place)) => u128::from(unsafe { super::arith::compare_exchange(place, expected as u64, new as u64) }),
+        (false, Some(place)) => {
+            u128::from(unsafe { super::arith::compare_exchange(place, expected as u64, new as u64) })
+        }
         (_, None) => {
             attempt!(cpu, op, cpu.probe_write(this, linear, size));
             let mut bytes = [0; 16];

@@ -89,15 +89,19 @@ impl Cpu {
 
     #[inline(never)]
     fn link(&mut self, op: *const Op, rip: u64) -> *const Op {
-        let block = self.gpr[BLOCK_RIP];
         // SAFETY: handlers pass the operation that they run.
-        let end = block.wrapping_add(u64::from(unsafe { (*op).delta } + u64::from(unsafe { (*op).len }) as u16) - 1);
-        let flushes = self.blocks.flushes;
+        let this = unsafe { *op };
+        let block = self.code_linear(self.gpr[BLOCK_RIP]);
+        let end = block.wrapping_add(u64::from(this.delta) + u64::from(this.len) - 1);
+        let (linear, flushes) = (self.code_linear(rip), self.blocks.flushes);
         let target = self.target(rip);
-        let same_page = self.code_linear(block) >> 12 == self.code_linear(rip) >> 12
-            && self.code_linear(block) >> 12 == self.code_linear(end) >> 12;
+        if target.is_null() || self.blocks.flushes != flushes {
+            return target;
+        }
         // A target that spans two pages depends on the second's mapping: only the jump cache may lead to it.
-        if same_page && !target.is_null() && self.blocks.flushes == flushes && self.blocks.in_one_page(target) {
+        // SAFETY: `target` is the start of a live block.
+        let spans = (linear & 0xfff) + u64::from(unsafe { (*target).len }) > 4096;
+        if !spans && block >> 12 == linear >> 12 && block >> 12 == end >> 12 {
             // SAFETY: the operation is live, since nothing was flushed; handlers hold no reference across this call.
             unsafe { (*op.cast_mut()).imm = target as u64 };
         }
@@ -120,7 +124,8 @@ impl Cpu {
     /// May control go to `rip`? SDM Vol. 2, "JMP", "CALL": the limit of CS, or canonical form.
     #[inline(always)]
     pub(crate) fn check_target<const LONG: bool>(&mut self, rip: u64) -> Option<()> {
-        let allowed = if LONG { is_canonical(rip) } else { rip <= u64::from(self.segment(SegmentRegister::Cs).limit) };
+        let allowed =
+            if LONG { is_canonical(rip) } else { rip <= u64::from(self.segment(SegmentRegister::Cs).limit) };
         if allowed { Some(()) } else { self.fail(Exception::gp(0)) }
     }
 }
@@ -287,12 +292,14 @@ pub(crate) fn select_jmp(d: &Decoding<'_>, op: &mut Op) -> Option<Handler> {
                 _ => jmp_indirect::<u16, Reg, false>,
             })
         }
-        OpKind::Memory if !d.inst.memory_size().is_packed() => Some(match (operand_size(d.inst, 0), d.flat) {
-            (8, true) => jmp_indirect::<u64, Mem<Flat>, true>,
-            (8, false) => jmp_indirect::<u64, Mem<Segmented>, true>,
-            (4, _) => jmp_indirect::<u32, Mem<Segmented>, false>,
-            _ => jmp_indirect::<u16, Mem<Segmented>, false>,
-        }),
+        OpKind::Memory if !d.inst.memory_size().is_packed() => {
+            Some(match (operand_size(d.inst, 0), d.flat) {
+                (8, true) => jmp_indirect::<u64, Mem<Flat>, true>,
+                (8, false) => jmp_indirect::<u64, Mem<Segmented>, true>,
+                (4, _) => jmp_indirect::<u32, Mem<Segmented>, false>,
+                _ => jmp_indirect::<u16, Mem<Segmented>, false>,
+            })
+        }
         _ => None,
     }
 }

@@ -26,7 +26,8 @@ impl Binary for Mov {
 pub(crate) unsafe fn load_absolute<T: Width>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers are called with a live operation.
     let this = unsafe { &*op };
-    let linear = attempt!(cpu, op, cpu.segmented(this, this.segment, this.imm, T::SIZE, crate::mmu::Kind::Read));
+    let linear =
+        attempt!(cpu, op, cpu.segmented(this, this.segment, this.imm, T::SIZE, crate::mmu::Kind::Read));
     let value = attempt!(cpu, op, cpu.load::<T>(this, linear));
     set_register(cpu, 0, value);
     next!(cpu, op)
@@ -36,7 +37,8 @@ pub(crate) unsafe fn load_absolute<T: Width>(cpu: &mut Cpu, op: *const Op) -> *c
 pub(crate) unsafe fn store_absolute<T: Width>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers are called with a live operation.
     let this = unsafe { &*op };
-    let linear = attempt!(cpu, op, cpu.segmented(this, this.segment, this.imm, T::SIZE, crate::mmu::Kind::Write));
+    let linear =
+        attempt!(cpu, op, cpu.segmented(this, this.segment, this.imm, T::SIZE, crate::mmu::Kind::Write));
     let value: T = register(cpu, 0);
     attempt!(cpu, op, cpu.store::<T>(this, linear, value));
     next!(cpu, op)
@@ -45,7 +47,9 @@ pub(crate) unsafe fn store_absolute<T: Width>(cpu: &mut Cpu, op: *const Op) -> *
 /// MOV, in all its general-register and memory forms.
 pub(crate) fn mov(d: &Decoding<'_>, op: &mut Op) -> Option<Handler> {
     let memory = (0..2).find(|&i| d.inst.op_kind(i) == OpKind::Memory);
-    let absolute = memory.is_some() && d.inst.memory_displ_size() == 8 && d.inst.memory_base() == iced_x86::Register::None
+    let absolute = memory.is_some()
+        && d.inst.memory_displ_size() == 8
+        && d.inst.memory_base() == iced_x86::Register::None
         && d.inst.memory_index() == iced_x86::Register::None;
     if absolute && i64::from(op.disp) as u64 != d.inst.memory_displacement64() {
         return Some(match (memory, operand_size(d.inst, 0)) {
@@ -128,7 +132,9 @@ unsafe fn lea_flat<T: Scalar>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     let this = unsafe { &*op };
     // SAFETY: the decoder makes indices below `gpr.len()`.
     let part = |index: u8| unsafe { *cpu.gpr.get_unchecked(index as usize) };
-    let value = part(this.base).wrapping_add(part(this.scaled) << this.scale).wrapping_add(i64::from(this.disp) as u64);
+    let value = part(this.base)
+        .wrapping_add(part(this.scaled) << this.scale)
+        .wrapping_add(i64::from(this.disp) as u64);
     set_register(cpu, this.dst, T::from_u64(value));
     next!(cpu, op)
 }
@@ -159,6 +165,7 @@ macro_rules! accumulator {
     ($($(#[$meta:meta])* $name:ident: |$rax:ident, $rdx:ident| $body:expr;)*) => { $(
         $(#[$meta])*
         pub(crate) unsafe fn $name(cpu: &mut Cpu, op: *const Op) -> *const Op {
+            #[allow(unused_variables, reason = "some read one register only")]
             let ($rax, $rdx) = (cpu.gpr[0], cpu.gpr[2]);
             (cpu.gpr[0], cpu.gpr[2]) = $body;
             next!(cpu, op)

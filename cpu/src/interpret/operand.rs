@@ -47,7 +47,11 @@ pub(crate) fn set_register<T: Scalar>(cpu: &mut Cpu, offset: u8, value: T) {
     // SAFETY: as for `register`; offsets of 32-bit operands are multiples of 8.
     unsafe {
         let place = cpu.gpr.as_mut_ptr().cast::<u8>().add(offset as usize);
-        if T::SIZE == 4 { place.cast::<u64>().write(value.to_u64()) } else { place.cast::<T>().write_unaligned(value) }
+        if T::SIZE == 4 {
+            place.cast::<u64>().write(value.to_u64())
+        } else {
+            place.cast::<T>().write_unaligned(value)
+        }
     }
 }
 
@@ -69,7 +73,12 @@ impl Address for Flat {
             unsafe { *cpu.gpr.get_unchecked(index as usize) }
         };
         let scaled = part(op.scaled) << op.scale;
-        Some(part(op.base).wrapping_add(scaled).wrapping_add(part(op.extra as u8)).wrapping_add(i64::from(op.disp) as u64))
+        Some(
+            part(op.base)
+                .wrapping_add(scaled)
+                .wrapping_add(part(op.extra as u8))
+                .wrapping_add(i64::from(op.disp) as u64),
+        )
     }
 }
 
@@ -88,14 +97,22 @@ impl Cpu {
     /// The effective address of a memory operand: the offset in its segment.
     pub(crate) fn effective_address(&self, op: &Op) -> u64 {
         let scaled = self.gpr[op.scaled as usize] << op.scale;
-        let relative = if op.extra & extra::RIP_RELATIVE != 0 { u64::from(op.delta) + u64::from(op.len) } else { 0 };
+        let relative =
+            if op.extra & extra::RIP_RELATIVE != 0 { u64::from(op.delta) + u64::from(op.len) } else { 0 };
         let sum = self.gpr[op.base as usize].wrapping_add(scaled).wrapping_add(i64::from(op.disp) as u64);
         sum.wrapping_add(relative) & address_mask(op)
     }
 
     /// The linear address of an offset in a segment, after the segment's checks. SDM Vol. 3, "Limit Checking",
     /// "Type Checking".
-    pub(crate) fn segmented(&mut self, op: &Op, segment: u8, offset: u64, size: usize, kind: Kind) -> Option<u64> {
+    pub(crate) fn segmented(
+        &mut self,
+        op: &Op,
+        segment: u8,
+        offset: u64,
+        size: usize,
+        kind: Kind,
+    ) -> Option<u64> {
         let register = SegmentRegister::ALL[segment as usize];
         if self.is_64() {
             let base = match register {
@@ -118,7 +135,11 @@ impl Cpu {
         let expand_down = !code && kind_bits & 4 != 0;
         let limit = u64::from(place.limit);
         let top = if rights.get(AccessRights::DB) { 0xffff_ffff } else { 0xffff };
-        let inside = if expand_down && !real { offset > limit && last <= top } else { last <= limit && last >= offset };
+        let inside = if expand_down && !real {
+            offset > limit && last <= top
+        } else {
+            last <= limit && last >= offset
+        };
         if (rights.is_usable() && type_allows || real) && inside {
             return Some(place.base.wrapping_add(offset) & 0xffff_ffff);
         }

@@ -5,7 +5,6 @@ use super::operand::{Place, Source, Width, register};
 use super::{attempt, next};
 use crate::block::Op;
 use crate::flags::Status;
-use crate::mmu::access::Scalar;
 use crate::state::Cpu;
 use std::marker::PhantomData;
 
@@ -21,7 +20,8 @@ impl<F: Shift> Binary for By<F> {
     unsafe fn run<T: Width, D: Place, S: Source>(cpu: &mut Cpu, op: *const Op) -> *const Op {
         // SAFETY: handlers are called with a live operation.
         let this = unsafe { &*op };
-        let count = u32::from(attempt!(cpu, op, S::get::<u8>(cpu, this))) & if T::SIZE == 8 { 63 } else { 31 };
+        let count =
+            u32::from(attempt!(cpu, op, S::get::<u8>(cpu, this))) & if T::SIZE == 8 { 63 } else { 31 };
         if let Some(place) = attempt!(cpu, op, D::host::<T>(cpu, this)) {
             if count == 0 {
                 next!(cpu, op);
@@ -142,7 +142,8 @@ impl Shift for Rcr {
         let bits = T::BITS + 1;
         let n = count % bits;
         let wide = u128::from(value.to_u64()) | u128::from(status.carry()) << T::BITS;
-        let rotated = if n == 0 { wide } else { (wide >> n | wide << (bits - n)) & (u128::MAX >> (128 - bits)) };
+        let rotated =
+            if n == 0 { wide } else { (wide >> n | wide << (bits - n)) & (u128::MAX >> (128 - bits)) };
         let result = T::from_u64(rotated as u64);
         let overflow = top::<T>(result.to_u64()) != (result.to_u64() >> (T::BITS - 2) & 1 != 0);
         (result, status.with_carry_overflow(rotated >> T::BITS != 0, overflow))
@@ -213,4 +214,3 @@ impl<const KIND: u8> Binary for Flagless<KIND> {
         next!(cpu, op)
     }
 }
-

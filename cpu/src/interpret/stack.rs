@@ -16,7 +16,13 @@ const SS: u8 = SegmentRegister::Ss as u8;
 impl Cpu {
     /// The linear address of a place on the stack.
     #[inline(always)]
-    fn stack_linear<const LONG: bool>(&mut self, op: &Op, offset: u64, size: usize, kind: Kind) -> Option<u64> {
+    fn stack_linear<const LONG: bool>(
+        &mut self,
+        op: &Op,
+        offset: u64,
+        size: usize,
+        kind: Kind,
+    ) -> Option<u64> {
         if LONG {
             return Some(offset);
         }

@@ -147,7 +147,9 @@ fn many<T: Width>(cpu: &mut Cpu, op: &Op, action: Action, n: u64) -> Option<()> 
         } else {
             for i in 0..n as usize {
                 // SAFETY: as above; the elements are copied in order, as the overlap demands.
-                unsafe { place.cast::<T>().add(i).write_unaligned(source.cast::<T>().add(i).read_unaligned()) };
+                unsafe {
+                    place.cast::<T>().add(i).write_unaligned(source.cast::<T>().add(i).read_unaligned())
+                };
             }
         }
         cpu.advance(op, RSI, bytes as u64);
@@ -190,6 +192,10 @@ unsafe fn repeated<T: Width, const ACTION: u8>(cpu: &mut Cpu, op: *const Op) -> 
         if finished || cpu.gpr[RCX] & mask == 0 {
             // The instruction itself counts one of its iterations.
             cpu.retired += done - 1;
+            // At the exact end of a budget nothing of the block may follow.
+            if cpu.soft_limit == 0 {
+                return cpu.leave_after(op);
+            }
             next!(cpu, op);
         }
     }

@@ -1,6 +1,9 @@
 //! The integer instructions: mnemonic → handler. Operand forms and widths come from the decoder.
 
-use super::arith::{self, Adc, Add, And, Binary, Cmp, Cmpxchg, Dec, Inc, Locked, Neg, Not, One, Or, Plain, Sbb, Sub, Test, Xadd, Xchg, Xor};
+use super::arith::{
+    self, Adc, Add, And, Binary, Cmp, Cmpxchg, Dec, Inc, Locked, Neg, Not, One, Or, Plain, Sbb, Sub, Test,
+    Xadd, Xchg, Xor,
+};
 use super::bit::{self, Lowest, Of, Three};
 use super::moves::{self, Cmov, Movbe, Set};
 use super::multiply::{Div, Idiv, Imul1, Imul2, Imul3, Mul, Mulx, decimal};
@@ -22,11 +25,19 @@ enum Lock {
 }
 
 fn alu<A: arith::Alu>(d: &Decoding<'_>, op: &mut Op) -> Option<Handler> {
-    if op.extra & extra::LOCK != 0 { arith::binary::<Locked<A>>(d, op) } else { arith::binary::<Plain<A>>(d, op) }
+    if op.extra & extra::LOCK != 0 {
+        arith::binary::<Locked<A>>(d, op)
+    } else {
+        arith::binary::<Plain<A>>(d, op)
+    }
 }
 
 fn one<F: One>(d: &Decoding<'_>, op: &mut Op) -> Option<Handler> {
-    if op.extra & extra::LOCK != 0 { arith::unary::<Locked<F>>(d, op) } else { arith::unary::<Plain<F>>(d, op) }
+    if op.extra & extra::LOCK != 0 {
+        arith::unary::<Locked<F>>(d, op)
+    } else {
+        arith::unary::<Plain<F>>(d, op)
+    }
 }
 
 /// XCHG and CMPXCHG name their operands in either order; the register is the source.
@@ -183,11 +194,19 @@ fn row(mnemonic: Mnemonic) -> Option<(Select, Lock)> {
 
 fn tzcnt(d: &Decoding<'_>, op: &mut Op) -> Option<Handler> {
     // Without BMI1 the prefix is ignored.
-    if d.lacks.has(lacks::BMI1) { bit::three::<Of<bit::Bsf>>(d, op, 1, None) } else { bit::three::<Of<bit::Tzcnt>>(d, op, 1, None) }
+    if d.lacks.has(lacks::BMI1) {
+        bit::three::<Of<bit::Bsf>>(d, op, 1, None)
+    } else {
+        bit::three::<Of<bit::Tzcnt>>(d, op, 1, None)
+    }
 }
 
 fn lzcnt(d: &Decoding<'_>, op: &mut Op) -> Option<Handler> {
-    if d.lacks.has(lacks::LZCNT) { bit::three::<Of<bit::Bsr>>(d, op, 1, None) } else { bit::three::<Of<bit::Lzcnt>>(d, op, 1, None) }
+    if d.lacks.has(lacks::LZCNT) {
+        bit::three::<Of<bit::Bsr>>(d, op, 1, None)
+    } else {
+        bit::three::<Of<bit::Lzcnt>>(d, op, 1, None)
+    }
 }
 
 macro_rules! conditions {
@@ -253,7 +272,9 @@ pub(crate) fn select(d: &Decoding<'_>, op: &mut Op) -> Option<Selected> {
         return Some(if locked { Selected::end(super::undefined) } else { selected });
     }
     let (choose, lock) = row(d.inst.mnemonic())?;
-    if locked && (lock == Lock::Never || d.inst.op0_kind() != OpKind::Memory && d.inst.op1_kind() != OpKind::Memory) {
+    if locked
+        && (lock == Lock::Never || d.inst.op0_kind() != OpKind::Memory && d.inst.op1_kind() != OpKind::Memory)
+    {
         return Some(Selected::end(super::undefined));
     }
     choose(d, op).map(Selected::next)

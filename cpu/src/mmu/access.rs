@@ -170,7 +170,13 @@ impl Cpu {
     }
 
     /// Translates every page of an access before any byte is touched.
-    pub(crate) fn resolve(&mut self, linear: u64, len: usize, kind: Kind, privilege: Privilege) -> Result<[Piece; 2], Fault> {
+    pub(crate) fn resolve(
+        &mut self,
+        linear: u64,
+        len: usize,
+        kind: Kind,
+        privilege: Privilege,
+    ) -> Result<[Piece; 2], Fault> {
         let first_len = len.min(4096 - (linear & 0xfff) as usize);
         let first = self.piece(linear, first_len, kind, privilege)?;
         let rest = len - first_len;

@@ -78,7 +78,13 @@ impl GuestPhysical {
 
     /// Translates the page of `gpa` for an access, or says which exit the access takes.
     #[inline]
-    pub fn translate(&mut self, memory: &Memory, eptp: Eptp, gpa: u64, purpose: Purpose) -> Result<Mapping, Fault> {
+    pub fn translate(
+        &mut self,
+        memory: &Memory,
+        eptp: Eptp,
+        gpa: u64,
+        purpose: Purpose,
+    ) -> Result<Mapping, Fault> {
         let root = eptp.root().0;
         let slot = Self::slot(gpa, root);
         if let Some(cached) = &self.cached[slot]
@@ -87,7 +93,10 @@ impl GuestPhysical {
         {
             let mapping = cached.mapping;
             let allowed = match purpose.kind {
-                Kind::Read => mapping.readable && (!eptp.get(Eptp::ACCESSED_DIRTY) || !purpose.structure || mapping.writable),
+                Kind::Read => {
+                    mapping.readable
+                        && (!eptp.get(Eptp::ACCESSED_DIRTY) || !purpose.structure || mapping.writable)
+                }
                 Kind::Write => mapping.writable,
                 Kind::Fetch => mapping.executable,
             };
@@ -132,7 +141,10 @@ fn misconfigured(entry: u64, level: u32) -> bool {
         _ => 0,
     };
     let kind = EptEntry(entry).get(EptEntry::MEMORY_TYPE);
-    let valid_type = matches!(kind, memory_type::UC | memory_type::WC | memory_type::WT | memory_type::WP | memory_type::WB);
+    let valid_type = matches!(
+        kind,
+        memory_type::UC | memory_type::WC | memory_type::WT | memory_type::WP | memory_type::WB
+    );
     entry & (READ | WRITE) == WRITE
         || (leaf && (entry & offset != 0 || !valid_type))
         || (!leaf && entry & NON_LEAF_RESERVED != 0)

@@ -79,7 +79,12 @@ impl Cpu {
     }
 
     /// Translates the page of a linear address for an access, setting accessed and dirty flags.
-    pub(crate) fn walk(&mut self, linear: u64, kind: Kind, privilege: Privilege) -> Result<Translation, Fault> {
+    pub(crate) fn walk(
+        &mut self,
+        linear: u64,
+        kind: Kind,
+        privilege: Privilege,
+    ) -> Result<Translation, Fault> {
         if self.cr0 & cr0::PG == 0 {
             let gpa = linear & 0xffff_f000;
             let last = Purpose { kind, linear: Some(linear), structure: false };
@@ -115,7 +120,8 @@ impl Cpu {
             size,
             writable: mapping.writable && may_write && (dirty || leaf.entry & D != 0),
             readable: mapping.readable && self.check_rights(linear, &leaf, Kind::Read, privilege).is_ok(),
-            executable: mapping.executable && self.check_rights(linear, &leaf, Kind::Fetch, privilege).is_ok(),
+            executable: mapping.executable
+                && self.check_rights(linear, &leaf, Kind::Fetch, privilege).is_ok(),
             global: leaf.entry & G != 0 && self.cr4 & cr4::PGE != 0,
             user,
         })
@@ -149,11 +155,13 @@ impl Cpu {
             let index = linear >> shift & ((1 << mode.index_bits) - 1);
             let gpa = table + index * if mode.wide { 8 } else { 4 };
             let at = self.structure(gpa, linear, Kind::Read)?;
-            let entry = if mode.wide { self.memory.read_u64(at) } else { u64::from(self.memory.read_u32(at)) };
+            let entry =
+                if mode.wide { self.memory.read_u64(at) } else { u64::from(self.memory.read_u32(at)) };
             if entry & P == 0 {
                 return Err(self.page_fault(linear, kind, privilege, 0));
             }
-            let leaf = level == 1 || (level <= 3 && entry & PS != 0 && (mode.wide || self.cr4 & cr4::PSE != 0));
+            let leaf =
+                level == 1 || (level <= 3 && entry & PS != 0 && (mode.wide || self.cr4 & cr4::PSE != 0));
             if entry & self.reserved_bits(&mode, level, leaf) != 0 {
                 return Err(self.page_fault(linear, kind, privilege, page_fault::P | page_fault::RSVD));
             }
@@ -195,7 +203,8 @@ impl Cpu {
         if privilege == Privilege::User {
             code |= page_fault::U;
         }
-        let nx_or_smep = (self.efer & efer::NXE != 0 && self.cr4 & cr4::PAE != 0) || self.cr4 & cr4::SMEP != 0;
+        let nx_or_smep =
+            (self.efer & efer::NXE != 0 && self.cr4 & cr4::PAE != 0) || self.cr4 & cr4::SMEP != 0;
         if kind == Kind::Fetch && nx_or_smep {
             code |= page_fault::I;
         }
@@ -273,7 +282,8 @@ impl Cpu {
     /// The exit that reading them takes.
     pub(crate) fn read_pdptes(&mut self, cr3: u64) -> Result<Option<[u64; 4]>, Fault> {
         let gpa = cr3 & 0xffff_ffe0;
-        let mapping = self.guest_physical(gpa, Purpose { kind: Kind::Read, linear: None, structure: false })?;
+        let mapping =
+            self.guest_physical(gpa, Purpose { kind: Kind::Read, linear: None, structure: false })?;
         let at = Pa(mapping.pa | (gpa & 0xfff));
         let entries: [u64; 4] = std::array::from_fn(|i| self.memory.read_u64(at.plus(8 * i as u64)));
         let beyond_width = !((1u64 << self.model.physical_width) - 1);

@@ -151,7 +151,8 @@ impl Context {
             (false, true) => !0x1f_ffff,
             (false, false) => {
                 let i = index(page);
-                if (self.entries[i].read == page || self.entries[i].write == page) && which(&self.entries[i]) {
+                if (self.entries[i].read == page || self.entries[i].write == page) && which(&self.entries[i])
+                {
                     self.entries[i] = empty_entry(i);
                 }
                 return self.forget_jumps();
@@ -208,7 +209,8 @@ impl Pool {
         if self.contexts.len() < CONTEXTS {
             self.contexts.push(Context::new());
         }
-        let oldest = self.contexts.iter_mut().min_by_key(|context| context.used).expect("the pool is not empty");
+        let oldest =
+            self.contexts.iter_mut().min_by_key(|context| context.used).expect("the pool is not empty");
         if oldest.in_use {
             oldest.clear();
         }

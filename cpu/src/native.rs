@@ -1,0 +1,6 @@
+pub struct Thunks;
+impl Thunks {
+    pub fn new() -> Self {
+        Self
+    }
+}
