@@ -66,11 +66,12 @@ fn code_that_changes_itself_runs_as_changed() {
     let mut guest = Guest::new();
     guest.load(|a| {
         let mut top = a.create_label();
+        a.lea(rsi, qword_ptr(top)).unwrap();
         a.xor(ebx, ebx).unwrap();
         a.mov(ecx, 3u32).unwrap();
         a.set_label(&mut top).unwrap();
         a.add(ebx, 1).unwrap(); // 83 C3 01: the immediate is the third byte
-        a.inc(byte_ptr(top) + 2).unwrap();
+        a.inc(byte_ptr(rsi + 2)).unwrap();
         a.dec(ecx).unwrap();
         a.jne(top).unwrap();
         a.hlt().unwrap();
