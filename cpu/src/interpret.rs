@@ -104,9 +104,19 @@ impl Cpu {
     }
 }
 
-/// The block was changed by a store: find what stands at this instruction now.
+/// The block was changed by a store: find what stands at this instruction now. Jump caches and links may still
+/// lead here, so they are not asked.
 pub(crate) unsafe fn run_dead(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    cpu.stop_at(op)
+    cpu.stop_at(op);
+    if cpu.retired >= cpu.soft_limit {
+        return std::ptr::null();
+    }
+    let target = cpu.find(cpu.rip);
+    if target.is_null() {
+        return target;
+    }
+    // SAFETY: `target` is the start of a live block.
+    unsafe { go!(cpu, target) }
 }
 
 /// The end of a block that no jump ends. It is no instruction: `index` counts those before it.

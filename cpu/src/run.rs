@@ -39,7 +39,7 @@ impl Cpu {
                     return cause;
                 }
             } else {
-                let target = self.find(self.rip);
+                let target = self.target(self.rip);
                 self.run_chain(target);
             }
             match self.stop {
@@ -101,18 +101,13 @@ impl Cpu {
         None
     }
 
-    /// The block at `rip`, decoded if need be; null with `stop` set if it cannot be fetched.
+    /// The block at `rip`, decoded if need be, and put in the jump cache; null with `stop` set if it cannot be fetched.
     #[cold]
     #[inline(never)]
     pub(crate) fn find(&mut self, rip: u64) -> *const Op {
         self.rip = rip;
         let linear = self.code_linear(rip);
-        // SAFETY: `context` points to a context of `pool`, which lives as long as `self`.
-        let jump = unsafe { (*self.context).jumps[tlb::Context::jump_index(linear)] };
         self.gpr[BLOCK_RIP] = rip;
-        if jump.linear == linear {
-            return jump.target;
-        }
         match self.fetch_block(rip, linear) {
             Some(target) => {
                 // SAFETY: as above.
