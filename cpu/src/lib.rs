@@ -11,6 +11,7 @@ pub(crate) mod interpret;
 pub(crate) mod mmu;
 pub mod native;
 mod run;
+pub(crate) mod segment;
 mod state;
 pub(crate) mod vmx;
 

@@ -3,6 +3,7 @@
 
 pub(crate) mod access;
 pub(crate) mod ept;
+mod flush;
 mod linear;
 pub mod memory;
 pub(crate) mod paging;

@@ -224,7 +224,11 @@ impl Cpu {
     fn take_fault(&mut self, fault: Fault) -> Option<Cause> {
         match fault {
             Fault::Exception(exception) => self.raise_exception(exception),
-            Fault::EptViolation { .. } | Fault::EptMisconfiguration { .. } => Some(self.exit_ept(fault)),
+            Fault::EptViolation { .. } | Fault::EptMisconfiguration { .. } => {
+                let cause = self.exit_ept(fault);
+                self.record_nmi_unblocking(fault);
+                Some(cause)
+            }
         }
     }
 }

@@ -145,6 +145,12 @@ pub struct Cpu {
     pub(crate) sti_shadow: u64,
     pub(crate) mov_ss_shadow: u64,
     pub(crate) nmi_blocked: bool,
+    /// The IRET that runs has ended NMI blocking, so that an exit of its own must say so.
+    pub(crate) nmi_unblocking: bool,
+    /// The instruction that runs has taken the place of its own single-step trap: INT n, SYSCALL.
+    pub(crate) trap_suppressed: bool,
+    /// TSC of the first and of the last PAUSE of the loop that PAUSE-loop exiting watches.
+    pub(crate) pause_loop: (u64, u64),
     pub(crate) controls: Controls,
 
     pub(crate) cr0: u64,
@@ -213,6 +219,9 @@ impl Cpu {
             sti_shadow: u64::MAX,
             mov_ss_shadow: u64::MAX,
             nmi_blocked: false,
+            nmi_unblocking: false,
+            trap_suppressed: false,
+            pause_loop: (0, 0),
             controls: Controls::default(),
             cr0: cr0::ET,
             cr3: 0,

@@ -183,7 +183,9 @@ impl Cpu {
         if rest == 0 {
             return Ok([first, Piece { host: std::ptr::null_mut(), pa: 0, len: 0 }]);
         }
-        let mask = if self.is_64() { u64::MAX } else { 0xffff_ffff };
+        // A 64-bit handler's stack and the descriptor tables are beyond 4 GiB even for an instruction that is not.
+        let wide = self.is_64() || (self.long_mode() && linear > 0xffff_ffff);
+        let mask = if wide { u64::MAX } else { 0xffff_ffff };
         let second = self.piece(linear.wrapping_add(first_len as u64) & mask, rest, kind, privilege)?;
         Ok([first, second])
     }
