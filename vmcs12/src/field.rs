@@ -238,6 +238,13 @@ impl Vmcs {
         self.dirty |= 1 << Group::of(row.encoding) as u8;
     }
 
+    /// Copies the fields in a range of slots, all of one area other than the control fields.
+    #[inline]
+    pub fn copy_slots(&mut self, from: &Self, slots: std::ops::Range<usize>) {
+        self.dirty |= 1 << Group::of(table::FIELDS[slots.start].encoding) as u8;
+        self.values[slots.clone()].copy_from_slice(&from.values[slots]);
+    }
+
     /// Has a group been written since [`Vmcs::clean`]?
     #[inline(always)]
     pub fn is_dirty(&self, group: Group) -> bool {
