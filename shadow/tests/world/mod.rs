@@ -155,10 +155,8 @@ impl Default for World {
 
 impl World {
     pub fn new(offered: Capabilities) -> Self {
-        let memory = Memory {
-            ram: RefCell::new(vec![0; RAM as usize]),
-            arena: RefCell::new(vec![0; ARENA as usize]),
-        };
+        let memory =
+            Memory { ram: RefCell::new(vec![0; RAM as usize]), arena: RefCell::new(vec![0; ARENA as usize]) };
         let tables = ARENA_BASE..Pa(EPTP01);
         let mut engine =
             Engine::new(offered, implemented::processor(), Ept01::new(&[0..RAM]), tables, &memory);
@@ -226,10 +224,7 @@ impl World {
         self.vmcs01.current.get(field)
     }
 
-    fn call<R>(
-        &mut self,
-        with: impl FnOnce(&mut Engine, &mut Host<Memory, Identity<'_>, OneMsr>) -> R,
-    ) -> R {
+    fn call<R>(&mut self, with: impl FnOnce(&mut Engine, &mut Host<Memory, Identity<'_>, OneMsr>) -> R) -> R {
         let mut linear = Identity { memory: &self.memory, faulting: self.faulting };
         let mut host = Host {
             memory: &self.memory,
@@ -261,9 +256,7 @@ impl World {
     pub fn at_memory_operand(&mut self, address: u64) {
         let no_base_no_index = 1 << 27 | 1 << 22;
         let (ds, size_64) = (3 << 15, 2 << 7);
-        self.vmcs01
-            .current
-            .set(VM_EXIT_INSTRUCTION_INFORMATION, no_base_no_index | ds | size_64);
+        self.vmcs01.current.set(VM_EXIT_INSTRUCTION_INFORMATION, no_base_no_index | ds | size_64);
         self.vmcs01.current.set(EXIT_QUALIFICATION, address);
     }
 
