@@ -13,6 +13,7 @@ mod linux;
 mod memory_map;
 mod multiboot;
 mod pvh;
+mod vmlinux;
 
 pub use entry::{DescriptorTable, EntryState};
 pub use error::{BootError, Problem};

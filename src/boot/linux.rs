@@ -1,11 +1,13 @@
 //! bzImage: the 64-bit boot protocol. Linux, "The Linux/x86 Boot Protocol".
 
+use super::elf::Elf;
 use super::entry::{self, EntryState};
 use super::image::View;
 use super::memory_map::{Ram, page_up, place, write, write_string};
-use super::{Boot, BootError, Problem};
+use super::{Boot, BootError, Problem, vmlinux};
 use linux_loader::loader::bootparam::{
-    LOADED_HIGH, XLF_CAN_BE_LOADED_ABOVE_4G, XLF_KERNEL_64, boot_e820_entry, boot_params, setup_header,
+    KASLR_FLAG, LOADED_HIGH, XLF_CAN_BE_LOADED_ABOVE_4G, XLF_KERNEL_64, boot_e820_entry, boot_params,
+    setup_header,
 };
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 use vmcs12::cpu_state::gpr;
@@ -33,16 +35,19 @@ pub fn is_bzimage(file: &[u8]) -> bool {
 }
 
 /// Loads kernel, command line, initial RAM disk and zero page.
+///
+/// What the kernel's own decompressor would do on the guest's processor is done here where the compression is
+/// known: the executable inside is loaded, and started at the entry point that the decompressor would jump to.
+/// It is then at the address that it is linked to, as with `nokaslr`.
 pub fn load(boot: &Boot<'_>) -> Result<EntryState, BootError> {
     let blame = |problem| boot.blame(problem);
     let file = &boot.source.kernel.bytes;
     let (header, payload) = parse(file).map_err(blame)?;
-    let start = load_address(&header);
-    let loaded = load_kernel(boot, &header, payload, start).map_err(blame)?;
+    let (entry, loaded) = load_kernel(boot, &header, payload).map_err(blame)?;
     write_cmdline(boot, &header).map_err(blame)?;
     let initrd = load_initrd(boot, &header, loaded)?;
     write_zero_page(boot, header, initrd).map_err(blame)?;
-    let mut state = entry::long_mode(boot, start + ENTRY_64).map_err(blame)?;
+    let mut state = entry::long_mode(boot, entry).map_err(blame)?;
     state.gpr[gpr::RSI] = place::BOOT_INFO;
     Ok(state)
 }
@@ -85,16 +90,43 @@ fn load_address(header: &setup_header) -> u64 {
     if header.relocatable_kernel != 0 && preferred >= place::HIGH { preferred } else { place::HIGH }
 }
 
-/// Copies the kernel; returns the end of the memory that it uses before it knows the memory map.
-fn load_kernel(boot: &Boot<'_>, header: &setup_header, payload: &[u8], start: u64) -> Result<u64, Problem> {
+/// Loads the kernel; returns its entry point and the end of the memory that it uses before it knows the memory map.
+fn load_kernel(boot: &Boot<'_>, header: &setup_header, payload: &[u8]) -> Result<(u64, u64), Problem> {
+    let start = load_address(header);
+    let runs_to = boot.ram.check(start.max(header.pref_address), u64::from(header.init_size))?;
+    let (entry, end) = match vmlinux::unpack(compressed_part(header, payload), boot.ram.low_end)? {
+        Some(vmlinux) => load_executable(boot, &vmlinux)?,
+        None => load_compressed(boot, header, payload, start)?,
+    };
+    Ok((entry, page_up(end.max(runs_to))))
+}
+
+/// The part of the kernel that its decompressor unpacks; nothing if the header does not tell.
+fn compressed_part<'a>(header: &setup_header, payload: &'a [u8]) -> &'a [u8] {
+    let start = header.payload_offset as usize;
+    let end = start.saturating_add(header.payload_length as usize);
+    payload.get(start..end).unwrap_or_default()
+}
+
+fn load_executable(boot: &Boot<'_>, vmlinux: &[u8]) -> Result<(u64, u64), Problem> {
+    let elf = Elf::parse(vmlinux)?;
+    Ok((elf.entry(), elf.load(boot)?))
+}
+
+/// Copies the kernel with its decompressor.
+fn load_compressed(
+    boot: &Boot<'_>,
+    header: &setup_header,
+    payload: &[u8],
+    start: u64,
+) -> Result<(u64, u64), Problem> {
     let alignment = u64::from(header.kernel_alignment);
     if header.relocatable_kernel != 0 && !(alignment.is_power_of_two() && start.is_multiple_of(alignment)) {
         return Err(Problem::Corrupt("its preferred address does not have its alignment"));
     }
     let end = boot.ram.check(start, payload.len() as u64)?;
-    let runs_to = boot.ram.check(start.max(header.pref_address), u64::from(header.init_size))?;
     write(boot.memory, start, payload)?;
-    Ok(page_up(end.max(runs_to)))
+    Ok((start + ENTRY_64, end))
 }
 
 fn write_cmdline(boot: &Boot<'_>, header: &setup_header) -> Result<(), Problem> {
@@ -124,6 +156,7 @@ fn write_zero_page(boot: &Boot<'_>, header: setup_header, initrd: (u64, u64)) ->
     let (start, length) = initrd;
     let mut params = boot_params { hdr: header, acpi_rsdp_addr: boot.rsdp, ..Default::default() };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
+    params.hdr.loadflags &= !KASLR_FLAG; // for the decompressor to set
     params.hdr.cmd_line_ptr = place::CMDLINE as u32;
     params.hdr.ramdisk_image = start as u32;
     params.hdr.ramdisk_size = length as u32;

@@ -1,4 +1,5 @@
 use super::*;
+use std::io::Write as _;
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 use vmcs12::arch::segment::SegmentRegister;
@@ -138,6 +139,27 @@ fn bzimage_starts_in_long_mode_with_the_zero_page() {
     let entries = memory.read_obj::<u8>(GuestAddress(zero_page + 0x1e8)).expect("RAM");
     assert_eq!(entries, 4);
     assert_eq!(u64_at(&memory, zero_page + 0x2d0 + 8), 0x9_fc00);
+}
+
+/// A bzImage whose compressed part is this.
+fn bzimage_around(compressed: &[u8]) -> Vec<u8> {
+    let mut file = bzimage(8192);
+    put(&mut file, 0x248, &0x300u32.to_le_bytes());
+    put(&mut file, 0x24c, &(compressed.len() as u32).to_le_bytes());
+    put(&mut file, 1024 + 0x300, compressed);
+    file
+}
+
+#[test]
+fn the_executable_inside_a_bzimage_is_started() {
+    let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    writer.write_all(&elf64(b"text", None)).expect("memory");
+    let compressed = writer.finish().expect("memory");
+    let memory = memory(64);
+    let state = load(&memory, &source(&image("bzImage", bzimage_around(&compressed)))).expect("boots");
+    assert_eq!((state.rip, state.gpr[gpr::RSI]), (0x20_0010, memory_map::place::BOOT_INFO));
+    assert_eq!(string_at(&memory, 0x20_0000), "text");
+    assert!(matches!(problem_of(bzimage_around(&compressed[..40])), Some(Problem::Corrupt(_))));
 }
 
 #[test]
