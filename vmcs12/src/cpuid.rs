@@ -88,12 +88,12 @@ pub struct CpuidState {
     pub is_64_bit: bool,
 }
 
-/// CPUID.1:ECX[27] and CPUID.7:ECX[4]: CR4.OSXSAVE and CR4.PKE read back.
+/// Bit 27 of CPUID.1:ECX and bit 4 of CPUID.7:ECX: CR4.OSXSAVE and CR4.PKE read back.
 const OSXSAVE: u32 = 1 << 27;
 const OSPKE: u32 = 1 << 4;
-/// CPUID.1:EDX[9]: the local APIC is there and enabled.
+/// Bit 9 of CPUID.1:EDX: the local APIC is there and enabled.
 const APIC: u32 = 1 << 9;
-/// CPUID.80000001H:EDX[11]: SYSCALL, seen in 64-bit mode alone.
+/// Bit 11 of CPUID.80000001H:EDX: SYSCALL, seen in 64-bit mode alone.
 const SYSCALL: u32 = 1 << 11;
 
 /// XSAVE-managed state components. SDM Vol. 1, "Enabling the XSAVE Feature Set and XSAVE-Enabled Features".
@@ -207,14 +207,17 @@ impl CpuidTable {
 
     /// Bytes of an XSAVE area in the standard format. SDM Vol. 1, "XSAVE Area".
     pub fn standard_size(&self, components: u64) -> u32 {
-        self.extended_components(components).map(|area| area.ebx + area.eax).fold(XSAVE_BASE, u32::max)
+        self.extended_components(components)
+            .map(|area| area.ebx.saturating_add(area.eax))
+            .fold(XSAVE_BASE, u32::max)
     }
 
     /// Bytes of an XSAVE area in the compacted format. SDM Vol. 1, "Compacted Format".
     pub fn compacted_size(&self, components: u64) -> u32 {
         self.extended_components(components).fold(XSAVE_BASE, |end, area| {
-            let start = if area.ecx & ALIGNED != 0 { end.next_multiple_of(64) } else { end };
-            start + area.eax
+            let aligned = end.checked_next_multiple_of(64).unwrap_or(u32::MAX);
+            let start = if area.ecx & ALIGNED != 0 { aligned } else { end };
+            start.saturating_add(area.eax)
         })
     }
 }

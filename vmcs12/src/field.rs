@@ -118,7 +118,7 @@ impl Width {
 pub enum Area {
     /// VM-execution, VM-exit and VM-entry control fields.
     Control,
-    /// VM-exit information: read-only unless IA32_VMX_MISC[29].
+    /// VM-exit information: read-only unless bit 29 of IA32_VMX_MISC is 1.
     ExitInformation,
     /// Guest-state area.
     Guest,

@@ -307,6 +307,7 @@ fn choose_capabilities(
         }
     }
     caps.cr4_fixed1 = cr4_bits(features, implemented);
+    caps.cr4_fixed0 &= caps.cr4_fixed1;
     caps.cpuid.efer = efer_bits(features);
     caps.linear_width = profile.capabilities.linear_width.min(implemented.linear_width);
     Ok(if features.has("vmx") { caps } else { Capabilities::default() })

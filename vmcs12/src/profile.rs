@@ -227,6 +227,12 @@ impl Profile {
         if cpuid.get(leaf::FEATURES, 0).eax != file.signature.0 {
             return Err(ProfileError::Invalid("CPUID.1:EAX is not the signature".to_owned()));
         }
+        let sizes = cpuid.get(leaf::ADDRESS_SIZES, 0).eax;
+        if sizes != 0 && sizes & 0xff != physical {
+            let what =
+                format!("CPUID.80000008H tells {} bits of physical address, not {physical}", sizes & 0xff);
+            return Err(ProfileError::Invalid(what));
+        }
         let present = file.vmx.values().filter(|msr| msr.present);
         let msrs: BTreeMap<u32, u64> = present.filter_map(|msr| Some((msr.msr.0, msr.value?.0))).collect();
         let related = file.related_msrs.iter().map(|(index, msr)| Some((parse_index(index)?, msr.value.0)));

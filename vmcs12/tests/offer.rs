@@ -303,3 +303,38 @@ fn a_file_that_is_no_profile_says_why() {
     );
     assert!(why(&good[..good.len() / 2]).contains("not a processor profile"));
 }
+
+/// A file with any digits in it is refused or offered, but never brings the program down.
+#[test]
+fn a_file_with_wrong_digits_does_no_harm() {
+    let good = include_str!("../profiles/haswell.json");
+    let digits: Vec<usize> = good.match_indices("\"0x").map(|(at, _)| at + 3).collect();
+    let mut seed = 0x7e57_0d0e_u64;
+    let mut next = |limit: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as usize % limit
+    };
+    for _ in 0..300 {
+        let mut bytes = good.as_bytes().to_vec();
+        for _ in 0..1 + next(40) {
+            let at = digits[next(digits.len())];
+            let length = bytes[at..].iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+            bytes[at + next(length.max(1))] = b"0137F"[next(5)];
+        }
+        let text = String::from_utf8(bytes).expect("ASCII");
+        let Ok(profile) = Profile::from_json(&text) else { continue };
+        for tweaks in [vec![], vec![Tweak::Add("avx2".to_owned())], vec![Tweak::Remove("xsave".to_owned())]] {
+            let Ok(offer) = offer(&profile, &implemented(), &ALL_VECTORS, 4, &tweaks) else { continue };
+            for leaf in (0..0x30).chain(0x8000_0000..0x8000_000a) {
+                let state = CpuidState { xcr0: u64::MAX, xss: u64::MAX, cr4: u64::MAX, ..AT_RESET };
+                (0..70).for_each(|subleaf| _ = offer.cpuid(leaf, subleaf, &state));
+            }
+            for allowed in offer.caps.controls {
+                assert_eq!(allowed.must_be_one & !allowed.may_be_one, 0);
+            }
+            for &(control, name) in CONTROLS {
+                assert!(!offer.caps.can_be_one(control) || implemented().can_be_one(control), "{name}");
+            }
+        }
+    }
+}

@@ -14,9 +14,9 @@ const OFFERED: &[u32] = &[
     leaf::ADVANCED_POWER, leaf::ADDRESS_SIZES,
 ];
 
-/// CPUID.6:EAX[2]: the local APIC's timer always runs.
+/// Bit 2 of CPUID.6:EAX: the local APIC's timer always runs.
 const ARAT: u32 = 1 << 2;
-/// CPUID.1:EDX[28]: more than one logical processor in the package.
+/// Bit 28 of CPUID.1:EDX: more than one logical processor in the package.
 const HTT: u32 = 1 << 28;
 
 /// The table.
@@ -196,8 +196,9 @@ pub(super) fn tsc(table: &CpuidTable) -> Tsc {
     let crystal_hz = match (u64::from(ratio.ecx), base_mhz) {
         (0, 0) => DEFAULT_CRYSTAL_HZ,
         // In kilohertz and rounded down, as Linux does it.
-        (0, mhz) => mhz * 1000 * denominator / numerator * 1000,
+        (0, mhz) => (mhz * 1000 * denominator / numerator).saturating_mul(1000),
         (told, _) => told,
     };
-    Tsc { khz: crystal_hz * numerator / denominator / 1000, crystal_hz, is_enumerated: true }
+    let khz = u128::from(crystal_hz) * u128::from(numerator) / u128::from(denominator) / 1000;
+    Tsc { khz: u64::try_from(khz).unwrap_or(u64::MAX), crystal_hz, is_enumerated: true }
 }

@@ -63,7 +63,7 @@ mod misc_enable {
     pub const MONITOR: u64 = 1 << 18;
 }
 
-/// MSR_PLATFORM_INFO[15:8]: the TSC's ratio to a bus clock of 100 MHz.
+/// Bits 15:8 of MSR_PLATFORM_INFO: the TSC's ratio to a bus clock of 100 MHz.
 const RATIO: u64 = 0xff00;
 
 /// The MSRs, by index.
