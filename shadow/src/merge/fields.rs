@@ -1,0 +1,71 @@
+//! Control fields that are no control words. SDM Vol. 3, "VM-Execution Control Fields", "VM-Entry Control Fields".
+
+use vmcs12::arch::event::vector;
+use vmcs12::control::{ENABLE_XSAVES_XRSTORS, USE_TPR_SHADOW};
+use vmcs12::field::{AnyField, Vmcs, table::*};
+
+/// Fields that vmcs02 has from vmcs12. Addresses among them are L1-physical, which is where L1's RAM is in the machine;
+/// an address in a hole reaches nothing.
+#[rustfmt::skip]
+const THEIRS: &[AnyField] = &[
+    PAGE_FAULT_ERROR_CODE_MASK.any(), PAGE_FAULT_ERROR_CODE_MATCH.any(),
+    CR3_TARGET_COUNT.any(), CR3_TARGET_VALUE_0.any(), CR3_TARGET_VALUE_1.any(), CR3_TARGET_VALUE_2.any(), CR3_TARGET_VALUE_3.any(),
+    APIC_ACCESS_ADDRESS.any(),
+    EOI_EXIT_BITMAP_0.any(), EOI_EXIT_BITMAP_1.any(), EOI_EXIT_BITMAP_2.any(), EOI_EXIT_BITMAP_3.any(),
+    PLE_GAP.any(), PLE_WINDOW.any(),
+    INJECTED_EVENT_IDENTIFICATION.any(), INJECTED_EVENT_ERROR_CODE.any(), VM_ENTRY_INSTRUCTION_LENGTH.any(),
+];
+
+/// The host-state area of vmcs02 is L0's: all of these fields, and only these, come from vmcs01.
+#[rustfmt::skip]
+const OURS: &[AnyField] = &[
+    HOST_ES_SELECTOR.any(), HOST_CS_SELECTOR.any(), HOST_SS_SELECTOR.any(), HOST_DS_SELECTOR.any(),
+    HOST_FS_SELECTOR.any(), HOST_GS_SELECTOR.any(), HOST_TR_SELECTOR.any(),
+    HOST_IA32_PAT.any(), HOST_IA32_EFER.any(), HOST_IA32_PERF_GLOBAL_CTRL.any(),
+    HOST_IA32_SYSENTER_CS.any(), HOST_IA32_SYSENTER_ESP.any(), HOST_IA32_SYSENTER_EIP.any(),
+    HOST_CR0.any(), HOST_CR3.any(), HOST_CR4.any(),
+    HOST_FS_BASE.any(), HOST_GS_BASE.any(), HOST_TR_BASE.any(), HOST_GDTR_BASE.any(), HOST_IDTR_BASE.any(),
+    HOST_RSP.any(), HOST_RIP.any(),
+];
+
+pub(super) fn merge(vmcs02: &mut Vmcs, vmcs01: &Vmcs, vmcs12: &Vmcs) {
+    for &field in THEIRS {
+        vmcs02.set_raw(field, vmcs12.raw(field));
+    }
+    for &field in OURS {
+        if vmcs02.raw(field) != vmcs01.raw(field) {
+            vmcs02.set_raw(field, vmcs01.raw(field));
+        }
+    }
+    vmcs02.set(VMCS_LINK_POINTER, vmcs12::addr::Pa(u64::MAX));
+    merge_exceptions(vmcs02, vmcs01, vmcs12);
+    let tpr = if vmcs12.has(USE_TPR_SHADOW) { vmcs12 } else { vmcs01 };
+    vmcs02.set(VIRTUAL_APIC_ADDRESS, tpr.get(VIRTUAL_APIC_ADDRESS));
+    vmcs02.set(TPR_THRESHOLD, tpr.get(TPR_THRESHOLD));
+    if vmcs02.has(ENABLE_XSAVES_XRSTORS) {
+        let either = vmcs01.get(XSS_EXITING_BITMAP) | vmcs12.get(XSS_EXITING_BITMAP);
+        vmcs02.set(XSS_EXITING_BITMAP, either);
+    }
+}
+
+/// An exception exits if it does for L0 or for L1. Where L0 wants page faults it wants all of them.
+fn merge_exceptions(vmcs02: &mut Vmcs, vmcs01: &Vmcs, vmcs12: &Vmcs) {
+    let ours = vmcs01.get(EXCEPTION_BITMAP);
+    vmcs02.set(EXCEPTION_BITMAP, ours | vmcs12.get(EXCEPTION_BITMAP));
+    if ours & (1 << vector::PF) != 0 {
+        vmcs02.set(PAGE_FAULT_ERROR_CODE_MASK, 0);
+        vmcs02.set(PAGE_FAULT_ERROR_CODE_MATCH, 0);
+    }
+}
+
+/// L2 reads what L1 shows it; besides L1, L0 intercepts the bits of CR4 that the profile lacks. What is masked for L0
+/// alone reads as it is.
+pub(super) fn merge_cr_masks(vmcs02: &mut Vmcs, vmcs12: &Vmcs, hidden_cr4: u64) {
+    let shown = |register: u64, mask: u64, shadow: u64| register & !mask | shadow & mask;
+    let mask0 = vmcs12.get(CR0_GUEST_HOST_MASK);
+    vmcs02.set(CR0_GUEST_HOST_MASK, mask0);
+    vmcs02.set(CR0_READ_SHADOW, shown(vmcs12.get(GUEST_CR0), mask0, vmcs12.get(CR0_READ_SHADOW)));
+    let mask4 = vmcs12.get(CR4_GUEST_HOST_MASK);
+    vmcs02.set(CR4_GUEST_HOST_MASK, mask4 | hidden_cr4);
+    vmcs02.set(CR4_READ_SHADOW, shown(vmcs12.get(GUEST_CR4), mask4, vmcs12.get(CR4_READ_SHADOW)));
+}
