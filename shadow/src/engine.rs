@@ -9,6 +9,7 @@ use crate::ept::walk::Format;
 use crate::ept01::Ept01;
 use crate::invalidations::Invalidations;
 use crate::merge::bitmaps::MsrBitmaps;
+use crate::merge::fields::ControlsOf;
 use crate::vpid::Vpids;
 use std::ops::Range;
 use vmcs12::addr::{Gpa, Linear, Pa, Physical};
@@ -194,6 +195,8 @@ pub struct Engine {
     pub(crate) vpids: Vpids,
     pub(crate) pages: Pages,
     pub(crate) msr_bitmaps: MsrBitmaps,
+    /// vmcs01's controls, when they were last merged.
+    pub(crate) merged_with: ControlsOf,
 }
 
 impl Engine {
@@ -227,6 +230,7 @@ impl Engine {
             vpids: Vpids::default(),
             pages,
             msr_bitmaps: MsrBitmaps::default(),
+            merged_with: ControlsOf::default(),
             offered,
             machine,
         };
