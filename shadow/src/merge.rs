@@ -9,7 +9,7 @@ mod tsc;
 use crate::engine::{Engine, Host, Msrs};
 use crate::vpid::UNTAGGED;
 use vmcs12::addr::{Linear, Physical};
-use vmcs12::control::{ENABLE_EPT, ENABLE_VPID};
+use vmcs12::control::{ENABLE_EPT, ENABLE_VPID, IA_32E_MODE_GUEST};
 use vmcs12::exit::Invalidation;
 use vmcs12::field::{Field, Value, Vmcs, table::*};
 
@@ -25,8 +25,11 @@ impl Engine {
     pub(crate) fn merge<P: Physical, L: Linear, M: Msrs>(&mut self, host: &mut Host<P, L, M>, vmcs12: &Vmcs) {
         let vmcs01 = &host.vmcs01.current;
         let ours = fields::controls_of(vmcs01);
-        let is_merged = self.current.is_some_and(|current| current.is_merged) && self.merged_with == ours;
         let vmcs02 = &mut *self.vmcs02.current;
+        let is_merged = self.current.is_some_and(|current| current.is_merged)
+            && self.merged_with == ours
+            // The processor writes this control when L2 changes its mode.
+            && vmcs02.has(IA_32E_MODE_GUEST) == vmcs12.has(IA_32E_MODE_GUEST);
         if !is_merged {
             controls::merge(vmcs02, vmcs01, vmcs12);
             fields::merge(vmcs02, vmcs01, vmcs12);
