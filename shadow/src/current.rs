@@ -18,6 +18,20 @@ pub(crate) struct Current {
     pub(crate) launch_state: LaunchState,
     /// A shadow VMCS: not to be entered.
     pub(crate) is_shadow: bool,
+    /// The mode in which L1 was when controls and host state last passed the checks. They need not be checked again
+    /// while L1 writes none of them.
+    pub(crate) checked_in: Option<Mode>,
+    /// vmcs02 has these controls.
+    pub(crate) is_merged: bool,
+}
+
+/// The mode of L1 as far as the checks of VM entry depend on it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Mode {
+    /// IA-32e mode is active.
+    Long,
+    /// It is not.
+    Legacy,
 }
 
 impl Engine {
@@ -46,6 +60,8 @@ impl Engine {
             pointer,
             launch_state: region::launch_state(&self.region),
             is_shadow: region::is_shadow(&self.region),
+            checked_in: None,
+            is_merged: false,
         });
         host.vmcs01.linked = Some(vmcs12);
         self.link(host, self.pages.link);

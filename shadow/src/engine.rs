@@ -9,6 +9,7 @@ use crate::ept::walk::Format;
 use crate::ept01::Ept01;
 use crate::invalidations::Invalidations;
 use crate::merge::bitmaps::MsrBitmaps;
+use crate::merge::fields::ControlsOf;
 use crate::vpid::Vpids;
 use std::ops::Range;
 use vmcs12::addr::{Gpa, Linear, Pa, Physical};
@@ -126,7 +127,8 @@ pub enum Decision {
     Enter(Taken),
     /// Enter L2 with a budget of no instruction, so that the injected event is delivered, and ask again.
     Deliver,
-    /// L2 is halted and nothing wakes it: let time pass until something waits, and ask again.
+    /// L2 is not active and nothing wakes it: let time pass until something waits, or until
+    /// [`Engine::halted_until`], and ask again.
     Halted,
     /// L1 has got an exit and goes on at its host RIP.
     Reflected(Taken),
@@ -194,6 +196,10 @@ pub struct Engine {
     pub(crate) vpids: Vpids,
     pub(crate) pages: Pages,
     pub(crate) msr_bitmaps: MsrBitmaps,
+    /// L2 does not run, and has not since this time of L1's, while its VMX-preemption timer counts.
+    pub(crate) inactive_since: Option<u64>,
+    /// vmcs01's controls, when they were last merged.
+    pub(crate) merged_with: ControlsOf,
 }
 
 impl Engine {
@@ -227,6 +233,8 @@ impl Engine {
             vpids: Vpids::default(),
             pages,
             msr_bitmaps: MsrBitmaps::default(),
+            merged_with: ControlsOf::default(),
+            inactive_since: None,
             offered,
             machine,
         };

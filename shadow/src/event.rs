@@ -8,6 +8,7 @@ use vmcs12::addr::{Linear, Physical};
 use vmcs12::arch::event::{EventKind, Exception, InjectedEvent, RecordedEvent, vector};
 use vmcs12::arch::rflags;
 use vmcs12::arch::state::{Activity, InterruptibilityState};
+use vmcs12::caps::VmxMisc;
 use vmcs12::control::*;
 use vmcs12::exit::Reason;
 use vmcs12::exit::qualification::EptViolation;
@@ -35,17 +36,21 @@ impl Engine {
         host: &mut Host<P, L, M>,
         pending: Pending,
     ) -> Decision {
-        let vmcs02 = &mut *self.vmcs02.current;
         let Some(vmcs12) = host.vmcs01.linked.as_deref() else { return Decision::Enter(Taken::Nothing) };
-        if vmcs02.get(INJECTED_EVENT_IDENTIFICATION).get(InjectedEvent::VALID) {
+        if self.vmcs02.current.get(INJECTED_EVENT_IDENTIFICATION).get(InjectedEvent::VALID) {
             // It is delivered before anything else is looked at.
             return if pending.any() { Decision::Deliver } else { Decision::Enter(Taken::Nothing) };
         }
+        self.count_while_inactive(host.tsc);
+        let vmcs02 = &mut *self.vmcs02.current;
         let next = next(vmcs02, vmcs12, pending);
         open(vmcs02, INTERRUPT_WINDOW_EXITING, vmcs12, next == Next::OpenInterruptWindow);
         open(vmcs02, NMI_WINDOW_EXITING, vmcs12, next == Next::OpenNmiWindow);
+        if next == Next::Enter && is_inactive(vmcs02) {
+            return Decision::Halted;
+        }
+        self.inactive_since = None;
         match next {
-            Next::Enter if is_idle(vmcs02) => Decision::Halted,
             Next::Enter | Next::OpenInterruptWindow | Next::OpenNmiWindow => Decision::Enter(Taken::Nothing),
             Next::Inject(event, taken) => {
                 inject(vmcs02, event);
@@ -56,6 +61,33 @@ impl Engine {
                 L2Exit::Reflected | L2Exit::Resumed | L2Exit::L0(_) => Decision::Reflected(taken),
             },
         }
+    }
+
+    /// The time of L1's at which the VMX-preemption timer wakes the halted L2, if it does.
+    pub fn halted_until(&self) -> Option<u64> {
+        let ticks = u64::from(self.vmcs02.current.get(VMX_PREEMPTION_TIMER_VALUE));
+        self.inactive_since.map(|since| since.saturating_add(ticks << self.timer_rate()))
+    }
+
+    /// The VMX-preemption timer counts on while L2 is not active, and so does not run.
+    fn count_while_inactive(&mut self, tsc: u64) {
+        let rate = self.timer_rate();
+        let vmcs02 = &mut *self.vmcs02.current;
+        if let Some(since) = self.inactive_since {
+            let ticks = tsc.saturating_sub(since) >> rate;
+            let left = u64::from(vmcs02.get(VMX_PREEMPTION_TIMER_VALUE)).saturating_sub(ticks);
+            vmcs02.set(VMX_PREEMPTION_TIMER_VALUE, left as u32);
+            self.inactive_since = Some(since + (ticks << rate));
+        }
+        if !(is_inactive(vmcs02) && vmcs02.has(ACTIVATE_VMX_PREEMPTION_TIMER)) {
+            self.inactive_since = None;
+        } else if self.inactive_since.is_none() {
+            self.inactive_since = Some(tsc);
+        }
+    }
+
+    fn timer_rate(&self) -> u8 {
+        self.machine.misc.get(VmxMisc::PREEMPTION_TIMER_RATE)
     }
 
     /// L0 emulated an instruction of L2 and it faults: L1 gets an exit if it intercepts the exception, else L2 gets the
@@ -91,22 +123,33 @@ fn intercepts(vmcs12: &Vmcs, vector: u8, error_code: u32) -> bool {
     if vector == vector::PF { listed == matches } else { listed }
 }
 
-/// The order is the manual's: INIT, NMI window, NMI, interrupt window, interrupt. The processor makes the exits for
-/// windows that L1 opened, before the first instruction of L2.
+/// The order is the manual's: INIT, timer, NMI window, NMI, interrupt window, interrupt. The processor makes the exits
+/// for the timer and for windows that L1 opened, before the first instruction of L2; where L2 is not active, and so
+/// does not run, they are synthesised.
 fn next(vmcs02: &Vmcs, vmcs12: &Vmcs, pending: Pending) -> Next {
     let activity = Activity::from_raw(vmcs02.get(GUEST_ACTIVITY_STATE)).unwrap_or_default();
-    let blocked_by_activity = matches!(activity, Activity::Shutdown | Activity::WaitForSipi);
+    let blocked_by_activity = activity == Activity::Shutdown;
     if pending.init && activity != Activity::WaitForSipi {
         return Next::Exit(Exit12::plain(Reason::InitSignal), Taken::Init);
     }
-    if timer_has_expired(vmcs02) || (vmcs12.has(NMI_WINDOW_EXITING) && is_nmi_window_open(vmcs02)) {
+    let by_processor = |reason| match activity {
+        Activity::Active => Next::Enter,
+        _ => Next::Exit(Exit12::plain(reason), Taken::Nothing),
+    };
+    if activity == Activity::WaitForSipi {
         return Next::Enter;
     }
-    if pending.nmi && activity != Activity::WaitForSipi {
+    if timer_has_expired(vmcs02) {
+        return by_processor(Reason::VmxPreemptionTimerExpired);
+    }
+    if vmcs12.has(NMI_WINDOW_EXITING) && is_nmi_window_open(vmcs02) {
+        return by_processor(Reason::NmiWindow);
+    }
+    if pending.nmi {
         return next_nmi(vmcs02, vmcs12);
     }
     if vmcs12.has(INTERRUPT_WINDOW_EXITING) && is_interrupt_window_open(vmcs02) && !blocked_by_activity {
-        return Next::Enter;
+        return by_processor(Reason::InterruptWindow);
     }
     match pending.interrupt {
         Some(vector) if !blocked_by_activity => next_interrupt(vmcs02, vmcs12, vector),
@@ -166,13 +209,9 @@ fn timer_has_expired(vmcs02: &Vmcs) -> bool {
     vmcs02.has(ACTIVATE_VMX_PREEMPTION_TIMER) && vmcs02.get(VMX_PREEMPTION_TIMER_VALUE) == 0
 }
 
-/// Is L2 halted, with nothing that the processor would wake it for?
-fn is_idle(vmcs02: &Vmcs) -> bool {
-    let wakes = vmcs02.has(ACTIVATE_VMX_PREEMPTION_TIMER)
-        || vmcs02.has(MONITOR_TRAP_FLAG)
-        || (vmcs02.has(INTERRUPT_WINDOW_EXITING) && is_interrupt_window_open(vmcs02))
-        || (vmcs02.has(NMI_WINDOW_EXITING) && is_nmi_window_open(vmcs02));
-    vmcs02.get(GUEST_ACTIVITY_STATE) == Activity::Hlt as u32 && !wakes
+/// Is L2 halted, in shutdown, or waiting for a SIPI? The processor has nothing to run.
+fn is_inactive(vmcs02: &Vmcs) -> bool {
+    vmcs02.get(GUEST_ACTIVITY_STATE) != Activity::Active as u32
 }
 
 /// Sets a window's control for L1 or for L0, and leaves it alone if it is right already.
@@ -186,7 +225,7 @@ fn open(vmcs02: &mut Vmcs, window: Control, vmcs12: &Vmcs, wanted: bool) {
 fn inject(vmcs02: &mut Vmcs, event: InjectedEvent) {
     vmcs02.set(INJECTED_EVENT_IDENTIFICATION, event);
     // An event that is delivered wakes L2.
-    if vmcs02.get(GUEST_ACTIVITY_STATE) != Activity::Active as u32 {
+    if is_inactive(vmcs02) {
         vmcs02.set(GUEST_ACTIVITY_STATE, Activity::Active as u32);
     }
 }

@@ -5,7 +5,7 @@ mod world;
 use shadow::ept::walk::Format;
 use shadow::ept::{Filled, ShadowEpt};
 use shadow::invalidations::Invalidations;
-use shadow::{Ept01, L2Exit, Task};
+use shadow::{L2Exit, Task};
 use vmcs12::addr::{ARENA_BASE, Gpa, Ngpa, Pa, Physical};
 use vmcs12::arch::eptp::{EptEntry, Eptp};
 use vmcs12::exit::qualification::EptViolation;
@@ -84,7 +84,7 @@ fn a_page_that_ept12_moves_is_moved() {
 #[test]
 fn rights_are_those_that_all_entries_of_ept12_give() {
     let mut world = world_with_ept();
-    world.memory.write_u64(Pa(EPT12 + 0x2000), EPT12 + 0x3000 | READ | FETCH);
+    world.memory.write_u64(Pa(EPT12 + 0x2000), (EPT12 + 0x3000) | READ | FETCH);
     world.memory.write_u64(World::leaf12(0x5000), 0x5000 | READ | WRITE | 6 << 3);
     assert_eq!(touch(&mut world, 0x5000, READ), L2Exit::Resumed);
     assert_eq!(rights(leaf(&mut world, 0x5000).unwrap().0), READ);
@@ -130,8 +130,8 @@ fn misconfigured_entries_are_exit_49() {
         ("write without read", World::leaf12(0x5000), 0x5000 | WRITE | 6 << 3),
         ("memory type", World::leaf12(0x5000), 0x5000 | 7 | 2 << 3),
         ("beyond the width", World::leaf12(0x5000), 1 << WIDTH | 7 | 6 << 3),
-        ("reserved in a table's entry", Pa(EPT12 + 0x2000), EPT12 + 0x3000 | 7 | 1 << 3),
-        ("page size in a PML4E", Pa(EPT12), EPT12 + 0x1000 | 7 | 1 << 7),
+        ("reserved in a table's entry", Pa(EPT12 + 0x2000), (EPT12 + 0x3000) | 7 | 1 << 3),
+        ("page size in a PML4E", Pa(EPT12), (EPT12 + 0x1000) | 7 | 1 << 7),
         ("offset of a 2-MByte page", Pa(EPT12 + 0x2000), 0x1000 | 7 | 6 << 3 | 1 << 7),
         ("offset of a 1-GByte page", Pa(EPT12 + 0x1000), 0x20_0000 | 7 | 6 << 3 | 1 << 7),
     ];
@@ -151,7 +151,7 @@ fn execute_only_needs_the_capability() {
     let world = world_with_ept();
     world.memory.write_u64(World::leaf12(0x5000), 0x5000 | FETCH | 6 << 3);
     let arena = ARENA_BASE.plus(ARENA / 2)..ARENA_BASE.plus(ARENA - 0x2000);
-    let mut ept = ShadowEpt::new(Ept01::new(&[0..RAM]), Format::new(&caps), arena);
+    let mut ept = ShadowEpt::new(ept01(), Format::new(&caps), arena);
     let filled = ept.fill(
         &world.memory,
         Eptp(EPT12 | 3 << 3 | 6),
@@ -263,11 +263,11 @@ fn when_the_arena_is_full_all_is_dropped_and_the_page_is_mapped() {
     let world = world_with_ept();
     let tables = 48;
     let arena = ARENA_BASE.plus(ARENA / 2)..ARENA_BASE.plus(ARENA / 2 + tables * 0x1000);
-    let mut ept = ShadowEpt::new(Ept01::new(&[0..RAM]), Format::new(&offered()), arena);
+    let mut ept = ShadowEpt::new(ept01(), Format::new(&offered()), arena);
     let (eptp12, mut forget) = (Eptp(EPT12 | 3 << 3 | 6), Invalidations::default());
     // Every 512 GiB an entry of its own, all through the same tables: three new tables of ept02 each.
     for i in 0..256 {
-        world.memory.write_u64(Pa(EPT12 + 8 * i), EPT12 + 0x1000 | 7);
+        world.memory.write_u64(Pa(EPT12 + 8 * i), (EPT12 + 0x1000) | 7);
     }
     let eptp02 = ept.pointer(&world.memory, eptp12, &mut forget);
     for i in 0..256 {
@@ -283,7 +283,7 @@ fn when_the_arena_is_full_all_is_dropped_and_the_page_is_mapped() {
 fn every_leaf_of_ept02_is_in_ram() {
     let world = world_with_ept();
     let arena = ARENA_BASE.plus(ARENA / 2)..ARENA_BASE.plus(ARENA - 0x2000);
-    let mut ept = ShadowEpt::new(Ept01::new(&[0..RAM]), Format::new(&offered()), arena);
+    let mut ept = ShadowEpt::new(ept01(), Format::new(&offered()), arena);
     let (eptp12, mut forget) = (Eptp(EPT12 | 3 << 3 | 6), Invalidations::default());
     let eptp02 = ept.pointer(&world.memory, eptp12, &mut forget);
     let mut seed = 1_u64;

@@ -167,8 +167,58 @@ fn an_injected_event_wakes_a_halted_l2() {
 fn in_shutdown_interrupts_wait() {
     let mut world =
         World::in_l2_with(|world| world.vmcs12().set(GUEST_ACTIVITY_STATE, Activity::Shutdown as u32));
-    assert_eq!(world.before_entry(INTERRUPT), Decision::Enter(Taken::Nothing));
+    assert_eq!(world.before_entry(INTERRUPT), Decision::Halted);
     assert_eq!(world.before_entry(NMI), Decision::Reflected(Taken::Nmi));
+}
+
+#[test]
+fn in_wait_for_sipi_nothing_but_a_sipi_is_taken() {
+    let mut world =
+        World::in_l2_with(|world| world.vmcs12().set(GUEST_ACTIVITY_STATE, Activity::WaitForSipi as u32));
+    let all = Pending { nmi: true, init: true, ..INTERRUPT };
+    assert_eq!(world.before_entry(all), Decision::Halted);
+}
+
+#[test]
+fn windows_of_l1s_wake_a_halted_l2() {
+    let rows = [(INTERRUPT_WINDOW_EXITING, Reason::InterruptWindow), (NMI_WINDOW_EXITING, Reason::NmiWindow)];
+    for (control, reason) in rows {
+        let mut world = World::in_l2_with(|world| {
+            world.vmcs12().set_control(VIRTUAL_NMIS, true);
+            world.vmcs12().set_control(control, true);
+            world.vmcs12().set(GUEST_RFLAGS, rflags::FIXED | rflags::IF);
+            world.vmcs12().set(GUEST_ACTIVITY_STATE, Activity::Hlt as u32);
+        });
+        assert_eq!(world.before_entry(NOTHING), Decision::Reflected(Taken::Nothing));
+        assert_eq!(world.vmcs12().get(EXIT_REASON), reason as u32);
+    }
+}
+
+#[test]
+fn the_timer_counts_while_l2_is_halted_and_wakes_it() {
+    let mut world = World::in_l2_with(|world| {
+        world.vmcs12().set_control(ACTIVATE_VMX_PREEMPTION_TIMER, true);
+        world.vmcs12().set_control(SAVE_VMX_PREEMPTION_TIMER_VALUE, true);
+        world.vmcs12().set(VMX_PREEMPTION_TIMER_VALUE, 100);
+        world.vmcs12().set(GUEST_ACTIVITY_STATE, Activity::Hlt as u32);
+    });
+    let start = world.tsc;
+    let rate = 5;
+    assert_eq!(world.before_entry(NOTHING), Decision::Halted);
+    assert_eq!(world.engine.halted_until(), Some(start + (100 << rate)));
+    world.tsc = start + (40 << rate) + 7;
+    assert_eq!(world.before_entry(NOTHING), Decision::Halted);
+    assert_eq!(world.vmcs02().get(VMX_PREEMPTION_TIMER_VALUE), 60);
+    assert_eq!(world.engine.halted_until(), Some(start + (100 << rate)));
+    world.tsc = start + (100 << rate);
+    assert_eq!(world.before_entry(NOTHING), Decision::Reflected(Taken::Nothing));
+    assert_eq!(world.vmcs12().get(EXIT_REASON), 52);
+    assert_eq!(world.vmcs12().get(VMX_PREEMPTION_TIMER_VALUE), 0);
+    world.vmcs12().set(VMX_PREEMPTION_TIMER_VALUE, 100);
+    world.tsc += 50 << rate;
+    assert_eq!(world.instruction(Reason::Vmresume), shadow::Outcome::Entered);
+    assert_eq!(world.before_entry(NOTHING), Decision::Halted);
+    assert_eq!(world.vmcs02().get(VMX_PREEMPTION_TIMER_VALUE), 100, "L1's own time does not count");
 }
 
 /// L0 fills ept02 while an event is being delivered.

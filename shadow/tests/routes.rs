@@ -286,7 +286,7 @@ fn ports_go_by_the_bitmaps_or_the_unconditional_control() {
 #[test]
 fn msrs_go_by_the_bitmaps() {
     let rows = [
-        (Reason::Rdmsr, 0x10, 0x000 + 2, 1),
+        (Reason::Rdmsr, 0x10, 2, 1),
         (Reason::Wrmsr, 0x10, 0x800 + 2, 1),
         (Reason::Rdmsr, 0xc000_0080, 0x400 + 0x10, 1),
         (Reason::Wrmsr, 0xc000_0080, 0xc00 + 0x10, 1),

@@ -1,15 +1,30 @@
 //! VMLAUNCH and VMRESUME. SDM Vol. 3, "VM Entries". Nothing has changed before the last check that leaves no trace.
 
 use super::Failure;
+use crate::current::{Current, Mode};
 use crate::engine::{Engine, Host, Msrs, Operation, Outcome};
 use crate::mode;
 use vmcs12::addr::{Gpa, Linear, Physical};
+use vmcs12::arch::event::InjectedEvent;
 use vmcs12::arch::state::InterruptibilityState;
 use vmcs12::check::{self, Ctx, Entrant};
+use vmcs12::control::USE_TPR_SHADOW;
 use vmcs12::error::{Abort, InstructionError};
 use vmcs12::exit::Reason;
-use vmcs12::field::{Vmcs, table::GUEST_INTERRUPTIBILITY_STATE};
+use vmcs12::field::{Group, Vmcs, table::*};
 use vmcs12::region::LaunchState;
+
+/// What the checks of controls and host state look at, the injected event aside.
+const CHECKED_GROUPS: [Group; 2] = [Group::Control, Group::Host];
+
+/// Would the checks of controls and host state end as they did last? They look at more than fields where an event is
+/// injected and where a TPR threshold is compared with the virtual-APIC page.
+fn is_as_checked(vmcs12: &Vmcs) -> bool {
+    let is_written = CHECKED_GROUPS.into_iter().any(|group| vmcs12.is_dirty(group));
+    let injects = vmcs12.get(INJECTED_EVENT_IDENTIFICATION).get(InjectedEvent::VALID);
+    let compares_tpr = vmcs12.has(USE_TPR_SHADOW) && vmcs12.get(TPR_THRESHOLD) != 0;
+    !is_written && !injects && !compares_tpr
+}
 
 impl Engine {
     pub(super) fn on_entry_instruction<P: Physical, L: Linear, M: Msrs>(
@@ -33,7 +48,7 @@ impl Engine {
     /// Host-State Area".
     fn may_enter<P: Physical, L: Linear, M: Msrs>(
         &mut self,
-        host: &Host<P, L, M>,
+        host: &mut Host<P, L, M>,
         reason: Reason,
     ) -> Result<(), Failure> {
         self.in_root_operation(host)?;
@@ -52,11 +67,20 @@ impl Engine {
             }
             _ => {}
         }
+        let mode = if mode::is_long(&host.vmcs01.current) { Mode::Long } else { Mode::Legacy };
+        if current.checked_in == Some(mode) && is_as_checked(vmcs12) {
+            return Ok(());
+        }
         let checked = check::controls_and_host(&self.checks(host, vmcs12));
         checked.map_err(|refusal| {
             self.broken_rule = Some(refusal.rule.id);
             Failure::Numbered(refusal.error)
-        })
+        })?;
+        if let Some(vmcs12) = host.vmcs01.linked.as_deref_mut() {
+            CHECKED_GROUPS.into_iter().for_each(|group| vmcs12.clean(group));
+        }
+        self.current = Some(Current { checked_in: Some(mode), is_merged: false, ..current });
+        Ok(())
     }
 
     /// What the rules are evaluated on.

@@ -13,8 +13,47 @@ const THEIRS: &[AnyField] = &[
     APIC_ACCESS_ADDRESS.any(),
     EOI_EXIT_BITMAP_0.any(), EOI_EXIT_BITMAP_1.any(), EOI_EXIT_BITMAP_2.any(), EOI_EXIT_BITMAP_3.any(),
     PLE_GAP.any(), PLE_WINDOW.any(),
-    INJECTED_EVENT_IDENTIFICATION.any(), INJECTED_EVENT_ERROR_CODE.any(), VM_ENTRY_INSTRUCTION_LENGTH.any(),
 ];
+
+/// The event that L1 injects.
+const EVENT: &[AnyField] = &[
+    INJECTED_EVENT_IDENTIFICATION.any(),
+    INJECTED_EVENT_ERROR_CODE.any(),
+    VM_ENTRY_INSTRUCTION_LENGTH.any(),
+];
+
+/// Fields of vmcs01 that go into the controls of vmcs02.
+#[rustfmt::skip]
+const MERGED: [AnyField; 13] = [
+    PIN_BASED_VM_EXECUTION_CONTROLS.any(),
+    PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS.any(),
+    SECONDARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS.any(),
+    TERTIARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS.any(),
+    PRIMARY_VM_EXIT_CONTROLS.any(),
+    SECONDARY_VM_EXIT_CONTROLS.any(),
+    VM_ENTRY_CONTROLS.any(),
+    EXCEPTION_BITMAP.any(),
+    TSC_OFFSET.any(),
+    TSC_MULTIPLIER.any(),
+    VIRTUAL_APIC_ADDRESS.any(),
+    TPR_THRESHOLD.any(),
+    XSS_EXITING_BITMAP.any(),
+];
+
+/// Values of [`MERGED`].
+pub(crate) type ControlsOf = [u64; MERGED.len()];
+
+/// What vmcs01 gives to the merge of controls; host state, which is L0's constant, aside.
+pub(super) fn controls_of(vmcs01: &Vmcs) -> ControlsOf {
+    MERGED.map(|field| vmcs01.raw(field))
+}
+
+/// The event that L1 injects goes in with this entry.
+pub(super) fn merge_event(vmcs02: &mut Vmcs, vmcs12: &Vmcs) {
+    for &field in EVENT {
+        vmcs02.set_raw(field, vmcs12.raw(field));
+    }
+}
 
 /// The host-state area of vmcs02 is L0's: all of these fields, and only these, come from vmcs01.
 #[rustfmt::skip]
@@ -37,7 +76,6 @@ pub(super) fn merge(vmcs02: &mut Vmcs, vmcs01: &Vmcs, vmcs12: &Vmcs) {
             vmcs02.set_raw(field, vmcs01.raw(field));
         }
     }
-    vmcs02.set(VMCS_LINK_POINTER, vmcs12::addr::Pa(u64::MAX));
     merge_exceptions(vmcs02, vmcs01, vmcs12);
     let tpr = if vmcs12.has(USE_TPR_SHADOW) { vmcs12 } else { vmcs01 };
     vmcs02.set(VIRTUAL_APIC_ADDRESS, tpr.get(VIRTUAL_APIC_ADDRESS));
@@ -58,14 +96,11 @@ fn merge_exceptions(vmcs02: &mut Vmcs, vmcs01: &Vmcs, vmcs12: &Vmcs) {
     }
 }
 
-/// L2 reads what L1 shows it; besides L1, L0 intercepts the bits of CR4 that the profile lacks. What is masked for L0
-/// alone reads as it is.
+/// L2 reads what L1 shows it. Besides L1, L0 intercepts the bits of CR4 that the profile lacks; they read as 0.
 pub(super) fn merge_cr_masks(vmcs02: &mut Vmcs, vmcs12: &Vmcs, hidden_cr4: u64) {
-    let shown = |register: u64, mask: u64, shadow: u64| register & !mask | shadow & mask;
-    let mask0 = vmcs12.get(CR0_GUEST_HOST_MASK);
-    vmcs02.set(CR0_GUEST_HOST_MASK, mask0);
-    vmcs02.set(CR0_READ_SHADOW, shown(vmcs12.get(GUEST_CR0), mask0, vmcs12.get(CR0_READ_SHADOW)));
-    let mask4 = vmcs12.get(CR4_GUEST_HOST_MASK);
-    vmcs02.set(CR4_GUEST_HOST_MASK, mask4 | hidden_cr4);
-    vmcs02.set(CR4_READ_SHADOW, shown(vmcs12.get(GUEST_CR4), mask4, vmcs12.get(CR4_READ_SHADOW)));
+    vmcs02.set(CR0_GUEST_HOST_MASK, vmcs12.get(CR0_GUEST_HOST_MASK));
+    vmcs02.set(CR0_READ_SHADOW, vmcs12.get(CR0_READ_SHADOW));
+    let mask = vmcs12.get(CR4_GUEST_HOST_MASK);
+    vmcs02.set(CR4_GUEST_HOST_MASK, mask | hidden_cr4);
+    vmcs02.set(CR4_READ_SHADOW, vmcs12.get(CR4_READ_SHADOW) & mask);
 }

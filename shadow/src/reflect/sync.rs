@@ -29,7 +29,8 @@ pub(super) fn sync(vmcs12: &mut Vmcs, vmcs02: &Vmcs, offered: &Capabilities) {
             vmcs12.set_raw(field, value);
         }
     }
-    if offered.misc.get(VmxMisc::STORES_LMA) {
-        vmcs12.set_control(IA_32E_MODE_GUEST, vmcs02.get(GUEST_IA32_EFER) & efer::LMA != 0);
+    let is_long = vmcs02.get(GUEST_IA32_EFER) & efer::LMA != 0;
+    if offered.misc.get(VmxMisc::STORES_LMA) && vmcs12.has(IA_32E_MODE_GUEST) != is_long {
+        vmcs12.set_control(IA_32E_MODE_GUEST, is_long);
     }
 }

@@ -50,25 +50,30 @@ pub struct Memory {
 }
 
 impl Memory {
-    fn byte<R>(&self, at: u64, with: impl FnOnce(Option<&mut u8>) -> R) -> R {
-        let arena = at.checked_sub(ARENA_BASE.0);
-        match arena {
-            Some(offset) => with(self.arena.borrow_mut().get_mut(offset as usize)),
-            None => with(self.ram.borrow_mut().get_mut(at as usize)),
-        }
+    /// The bytes at an address, if they are memory.
+    fn with<R>(&self, at: Pa, len: usize, with: impl FnOnce(Option<&mut [u8]>) -> R) -> R {
+        let (held, offset) = match at.0.checked_sub(ARENA_BASE.0) {
+            Some(offset) => (&self.arena, offset),
+            None => (&self.ram, at.0),
+        };
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        with(held.borrow_mut().get_mut(start..start.saturating_add(len)))
     }
 }
 
 impl Physical for Memory {
     fn read(&self, from: Pa, into: &mut [u8]) {
-        for (i, byte) in (0..).zip(into) {
-            *byte = self.byte(from.0 + i, |held| held.map_or(0xff, |held| *held));
-        }
+        self.with(from, into.len(), |held| match held {
+            Some(held) => into.copy_from_slice(held),
+            None => into.fill(0xff),
+        });
     }
     fn write(&self, to: Pa, bytes: &[u8]) {
-        for (i, byte) in (0..).zip(bytes) {
-            self.byte(to.0 + i, |held| held.map(|held| *held = *byte));
-        }
+        self.with(to, bytes.len(), |held| {
+            if let Some(held) = held {
+                held.copy_from_slice(bytes);
+            }
+        });
     }
     fn read_u64(&self, from: Pa) -> u64 {
         let mut bytes = [0; 8];
@@ -86,7 +91,7 @@ impl Physical for Memory {
         held
     }
     fn is_backed(&self, page: Pa) -> bool {
-        self.byte(page.0, |held| held.is_some())
+        self.with(page, 1, |held| held.is_some())
     }
 }
 
@@ -143,6 +148,11 @@ pub struct World {
     pub tsc: u64,
 }
 
+/// 16 MiB of RAM.
+pub fn ept01() -> Ept01 {
+    Ept01::new(&[0..RAM, 0..0])
+}
+
 pub fn offered() -> Capabilities {
     Capabilities { physical_width: WIDTH, ..implemented::implemented() }
 }
@@ -158,8 +168,7 @@ impl World {
         let memory =
             Memory { ram: RefCell::new(vec![0; RAM as usize]), arena: RefCell::new(vec![0; ARENA as usize]) };
         let tables = ARENA_BASE..Pa(EPTP01);
-        let mut engine =
-            Engine::new(offered, implemented::processor(), Ept01::new(&[0..RAM]), tables, &memory);
+        let mut engine = Engine::new(offered, implemented::processor(), ept01(), tables, &memory);
         engine.feature_control = feature_control::LOCK | feature_control::VMX_OUTSIDE_SMX;
         let vmcs01 =
             VmcsSet { current: Box::new(vmcs01()), linked: None, writers: None, shadow_accesses: (0, 0) };

@@ -108,7 +108,7 @@ macro_rules! ends {
 }
 
 ends! {
-    the_debug_exit_port_ends_the_run(a) { out(a, 0xf4, 5) } => debug_exit(5);
+    the_debug_exit_port_ends_the_run(a) { out(a, 0xf4, 5) } => End::DebugExit(5);
     soft_off_is_power_off(a) {
         a.mov(edx, 0x604)?;
         a.mov(eax, 5 << 10 | 1 << 13)?;
@@ -117,11 +117,6 @@ ends! {
     the_keyboard_controller_resets(a) { out(a, 0x64, 0xfe) } => End::Reset;
     the_reset_register_resets(a) { out(a, 0xcf9, 6) } => End::Reset;
     an_exception_without_an_idt_is_a_triple_fault(a) { a.ud2() } => End::TripleFault;
-}
-
-/// What the device makes of a byte written to the debug-exit port.
-fn debug_exit(value: u32) -> End {
-    End::DebugExit(value << 1 | 1)
 }
 
 #[test]
@@ -135,7 +130,7 @@ fn what_the_guest_writes_to_the_serial_port_is_shown() {
     let Some(pc) = pc_with("what_the_guest_writes_to_the_serial_port_is_shown", 1, build) else { return };
     let (console, outside) = console();
     let outcome = end_of(pc, console);
-    assert_eq!(outcome.end, debug_exit(0));
+    assert_eq!(outcome.end, End::DebugExit(0));
     assert_eq!(outside.output.text(), "hello\nand");
     assert_eq!(outcome.counters.from_l1.total(), 10);
     assert_eq!(outcome.last_exits.len(), 11, "the exits and where the vCPU was");
@@ -206,7 +201,7 @@ fn more_input_than_the_port_has_room_for_arrives_in_order() {
     for byte in text.bytes().chain([b'.']) {
         outside.input.send(byte).expect("the console is there");
     }
-    assert_eq!(end_of(pc, console).end, debug_exit(0));
+    assert_eq!(end_of(pc, console).end, End::DebugExit(0));
     assert_eq!(outside.output.text(), text);
 }
 
@@ -248,7 +243,7 @@ fn input_interrupts_a_guest_that_halts() {
     write_handler(&pc, 7);
     let (console, outside) = console();
     outside.input.send(b'x').expect("the console is there");
-    assert_eq!(end_of(pc, console).end, debug_exit(7));
+    assert_eq!(end_of(pc, console).end, End::DebugExit(7));
 }
 
 #[test]
@@ -265,7 +260,7 @@ fn the_timer_in_the_kernel_interrupts_a_guest_that_halts() {
     let Some(pc) = pc_with("the_timer_in_the_kernel_interrupts_a_guest_that_halts", 1, build) else { return };
     write_handler(&pc, 9);
     let (console, _outside) = console();
-    assert_eq!(end_of(pc, console).end, debug_exit(9));
+    assert_eq!(end_of(pc, console).end, End::DebugExit(9));
 }
 
 #[test]
@@ -288,7 +283,7 @@ fn the_rtc_interrupts_at_its_rate() {
     let Some(pc) = pc_with("the_rtc_interrupts_at_its_rate", 1, build) else { return };
     write_handler(&pc, 11);
     let (console, _outside) = console();
-    assert_eq!(end_of(pc, console).end, debug_exit(11));
+    assert_eq!(end_of(pc, console).end, End::DebugExit(11));
 }
 
 #[test]
@@ -309,7 +304,7 @@ fn a_second_vcpu_starts_by_init_and_sipi() {
     let Some(pc) = pc_with(NAME, 2, build) else { return };
     write_handler(&pc, 13);
     let (console, _outside) = console();
-    assert_eq!(end_of(pc, console).end, debug_exit(13));
+    assert_eq!(end_of(pc, console).end, End::DebugExit(13));
 }
 
 #[test]
@@ -332,7 +327,7 @@ fn vcpus_run_beside_each_other_and_end_together() {
         vcpu.fd().set_mp_state(running).expect("a state of vCPUs");
     }
     let (console, _outside) = console();
-    assert_eq!(end_of(pc, console).end, debug_exit(3));
+    assert_eq!(end_of(pc, console).end, End::DebugExit(3));
 }
 
 #[test]
