@@ -32,7 +32,7 @@ impl Engine {
             && vmcs02.has(IA_32E_MODE_GUEST) == vmcs12.has(IA_32E_MODE_GUEST);
         if !is_merged {
             controls::merge(vmcs02, vmcs01, vmcs12);
-            fields::merge(vmcs02, vmcs01, vmcs12);
+            fields::merge(vmcs02, vmcs01, vmcs12, self.ept.ept01());
             fields::merge_cr_masks(vmcs02, vmcs12, crate::cr::hidden_cr4(&self.offered, &self.machine));
             tsc::merge(vmcs02, vmcs01, vmcs12);
             self.merged_with = ours;

@@ -265,3 +265,25 @@ fn a_pae_l2_without_ept_gets_its_pdptes_from_memory() {
     assert_eq!(world.vmcs02().get(GUEST_PDPTE3), 0xe001);
     assert_eq!(refused(&mut world), None);
 }
+
+#[test]
+fn pages_that_l1_names_are_never_l0s() {
+    let mut caps = offered();
+    caps.physical_width = 52;
+    let mut world = World::new(caps);
+    assert_eq!(world.with_pointer(Reason::Vmxon, VMXON_REGION), shadow::Outcome::Completed);
+    assert_eq!(world.with_pointer(Reason::Vmptrld, VMCS_REGION), shadow::Outcome::Completed);
+    fill_valid(world.vmcs12());
+    let l0s = vmcs12::addr::ARENA_BASE.0;
+    world.vmcs12().set_control(USE_TPR_SHADOW, true);
+    world.vmcs12().set(VIRTUAL_APIC_ADDRESS, Pa(l0s + 0x3000));
+    assert_eq!(world.instruction(Reason::Vmlaunch), shadow::Outcome::Entered);
+    assert!(world.vmcs02().get(VIRTUAL_APIC_ADDRESS).0 < l0s);
+    assert_eq!(refused(&mut world), None);
+    for address in [VM_EXIT_MSR_STORE_ADDRESS, VM_EXIT_MSR_LOAD_ADDRESS] {
+        world.vmcs12().set(address, Pa(l0s));
+    }
+    world.vmcs12().set(VM_EXIT_MSR_STORE_COUNT, 1);
+    let exit = world.exit(Reason::Cpuid, |_| {});
+    assert_eq!(exit, shadow::L2Exit::Abort(vmcs12::error::Abort::SaveGuestMsrs), "a hole reads as ones");
+}

@@ -1,16 +1,16 @@
 //! Control fields that are no control words. SDM Vol. 3, "VM-Execution Control Fields", "VM-Entry Control Fields".
 
+use crate::ept01::Ept01;
+use vmcs12::addr::{Gpa, Pa};
 use vmcs12::arch::event::vector;
 use vmcs12::control::{ENABLE_XSAVES_XRSTORS, USE_TPR_SHADOW};
 use vmcs12::field::{AnyField, Vmcs, table::*};
 
-/// Fields that vmcs02 has from vmcs12. Addresses among them are L1-physical, which is where L1's RAM is in the machine;
-/// an address in a hole reaches nothing.
+/// Fields that vmcs02 has from vmcs12. There is no address among them.
 #[rustfmt::skip]
 const THEIRS: &[AnyField] = &[
     PAGE_FAULT_ERROR_CODE_MASK.any(), PAGE_FAULT_ERROR_CODE_MATCH.any(),
     CR3_TARGET_COUNT.any(), CR3_TARGET_VALUE_0.any(), CR3_TARGET_VALUE_1.any(), CR3_TARGET_VALUE_2.any(), CR3_TARGET_VALUE_3.any(),
-    APIC_ACCESS_ADDRESS.any(),
     EOI_EXIT_BITMAP_0.any(), EOI_EXIT_BITMAP_1.any(), EOI_EXIT_BITMAP_2.any(), EOI_EXIT_BITMAP_3.any(),
     PLE_GAP.any(), PLE_WINDOW.any(),
 ];
@@ -67,7 +67,7 @@ const OURS: &[AnyField] = &[
     HOST_RSP.any(), HOST_RIP.any(),
 ];
 
-pub(super) fn merge(vmcs02: &mut Vmcs, vmcs01: &Vmcs, vmcs12: &Vmcs) {
+pub(super) fn merge(vmcs02: &mut Vmcs, vmcs01: &Vmcs, vmcs12: &Vmcs, ept01: &Ept01) {
     for &field in THEIRS {
         vmcs02.set_raw(field, vmcs12.raw(field));
     }
@@ -77,13 +77,23 @@ pub(super) fn merge(vmcs02: &mut Vmcs, vmcs01: &Vmcs, vmcs12: &Vmcs) {
         }
     }
     merge_exceptions(vmcs02, vmcs01, vmcs12);
-    let tpr = if vmcs12.has(USE_TPR_SHADOW) { vmcs12 } else { vmcs01 };
-    vmcs02.set(VIRTUAL_APIC_ADDRESS, tpr.get(VIRTUAL_APIC_ADDRESS));
-    vmcs02.set(TPR_THRESHOLD, tpr.get(TPR_THRESHOLD));
+    merge_apic(vmcs02, vmcs01, vmcs12, ept01);
     if vmcs02.has(ENABLE_XSAVES_XRSTORS) {
         let either = vmcs01.get(XSS_EXITING_BITMAP) | vmcs12.get(XSS_EXITING_BITMAP);
         vmcs02.set(XSS_EXITING_BITMAP, either);
     }
+}
+
+/// Pages of L1's are where ept01 has them: an address in a hole reaches nothing, and none reaches L0's arena.
+fn merge_apic(vmcs02: &mut Vmcs, vmcs01: &Vmcs, vmcs12: &Vmcs, ept01: &Ept01) {
+    let machine = |page: Pa| ept01.machine(Gpa(page.0));
+    let (page, threshold) = match vmcs12.has(USE_TPR_SHADOW) {
+        true => (machine(vmcs12.get(VIRTUAL_APIC_ADDRESS)), vmcs12.get(TPR_THRESHOLD)),
+        false => (vmcs01.get(VIRTUAL_APIC_ADDRESS), vmcs01.get(TPR_THRESHOLD)),
+    };
+    vmcs02.set(VIRTUAL_APIC_ADDRESS, page);
+    vmcs02.set(TPR_THRESHOLD, threshold);
+    vmcs02.set(APIC_ACCESS_ADDRESS, machine(vmcs12.get(APIC_ACCESS_ADDRESS)));
 }
 
 /// An exception exits if it does for L0 or for L1. Where L0 wants page faults it wants all of them.

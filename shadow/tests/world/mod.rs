@@ -354,6 +354,13 @@ impl World {
         Pa(EPT12 + 0x3000 + (address >> 12) * 8)
     }
 
+    /// Turns EPT on in vmcs12, with empty tables.
+    pub fn enable_ept12_pointer(&mut self) {
+        let vmcs12 = self.vmcs12();
+        vmcs12.set_control(ENABLE_EPT, true);
+        vmcs12.set(EPTP, Eptp(EPT12 | 3 << 3 | 6));
+    }
+
     /// Turns EPT on in vmcs12.
     pub fn enable_ept12(&mut self) -> Eptp {
         let eptp = self.build_ept12();
