@@ -31,7 +31,7 @@ pub enum Request {
     PowerOff,
     /// Reset by the reset register or the keyboard controller.
     Reset,
-    /// A write to the debug-exit port: leave with this exit status.
+    /// A write of this value to the debug-exit port.
     DebugExit(u32),
 }
 

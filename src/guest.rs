@@ -24,10 +24,10 @@ use crate::config::{Image, Stop};
 use initramfs::Recipe;
 use parts::{Parts, Source};
 
-/// What L1's kernel is told when the user says nothing.
-pub const L1_CMDLINE: &str = "console=ttyS0 quiet panic=-1";
-/// The same with the kernels' messages on the console.
-pub const L1_CMDLINE_VERBOSE: &str = "console=ttyS0 panic=-1";
+/// What both kernels are told when the user says nothing.
+pub const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
+/// The same, with their messages on the console.
+pub const CMDLINE_VERBOSE: &str = "console=ttyS0 panic=-1";
 
 /// A kernel and the initramfs that makes it the L1 of the demonstration.
 #[derive(Clone, Debug)]

@@ -2,8 +2,13 @@
 //! It knows nothing of how an instruction is executed (crate `cpu`) nor of what nested VMX means (crate `shadow`).
 //! Start with [`config`] for what a run is, and [`processor`] for what executes it.
 
+pub mod boot;
+pub mod cli;
 pub mod config;
+pub mod console;
 pub mod device;
 pub mod guest;
+pub mod machine;
 pub mod observe;
 pub mod processor;
+pub mod status;

@@ -1,2 +1,7 @@
 //! The `testudo` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    testudo::cli::main()
+}

@@ -1,3 +1,6 @@
-//! What a run shows of itself: counters, milestones, the JSON of `--stats`.
+//! What a run shows of itself: counters, milestones on the console, the JSON of `--stats`.
 
 pub mod counters;
+pub mod marker;
+pub mod record;
+pub mod stats;

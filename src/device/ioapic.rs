@@ -213,11 +213,11 @@ mod tests {
     fn an_edge_is_sent_once_and_lost_while_masked() {
         let mut ioapic = IoApic::default();
         write(&mut ioapic, 0x14, 0x31 | MASKED);
-        assert_eq!(set_line(&mut ioapic, 2, true), []);
+        assert_eq!(set_line(&mut ioapic, 2, true), [0; 0]);
         assert_eq!(write(&mut ioapic, 0x14, 0x31), []);
         set_line(&mut ioapic, 2, false);
         assert_eq!(set_line(&mut ioapic, 2, true), [0x31]);
-        assert_eq!(set_line(&mut ioapic, 2, true), []);
+        assert_eq!(set_line(&mut ioapic, 2, true), [0; 0]);
     }
 
     #[test]
@@ -226,7 +226,7 @@ mod tests {
         write(&mut ioapic, 0x22, 0x39 | LEVEL);
         assert_eq!(set_line(&mut ioapic, 9, true), [0x39]);
         assert_eq!(read(&mut ioapic, 0x22), 0x39 | LEVEL | 1 << 14);
-        assert_eq!(set_line(&mut ioapic, 9, true), []);
+        assert_eq!(set_line(&mut ioapic, 9, true), [0; 0]);
         assert_eq!(end(&mut ioapic, 0x38), 0);
         assert_eq!(end(&mut ioapic, 0x39), 1);
         set_line(&mut ioapic, 9, false);
@@ -238,7 +238,7 @@ mod tests {
     fn unmasking_an_asserted_level_sends_it() {
         let mut ioapic = IoApic::default();
         write(&mut ioapic, 0x22, 0x39 | LEVEL | MASKED);
-        assert_eq!(set_line(&mut ioapic, 9, true), []);
+        assert_eq!(set_line(&mut ioapic, 9, true), [0; 0]);
         assert_eq!(write(&mut ioapic, 0x22, 0x39 | LEVEL).len(), 1);
     }
 
@@ -270,6 +270,6 @@ mod tests {
 
     #[test]
     fn pins_that_do_not_exist_do_nothing() {
-        assert_eq!(set_line(&mut IoApic::default(), 24, true), []);
+        assert_eq!(set_line(&mut IoApic::default(), 24, true), [0; 0]);
     }
 }

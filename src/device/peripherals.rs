@@ -129,7 +129,7 @@ impl Peripherals {
                 self.pci.write_address(value);
                 None
             }
-            Some(Port::DebugExit) => Some(debug_exit(value)),
+            Some(Port::DebugExit) => Some(Request::DebugExit(value)),
             _ => (0..u16::from(size.min(4))).fold(None, |request, i| {
                 let byte = (value >> (8 * i)) as u8;
                 let asked = self.write_byte(port.wrapping_add(i), byte, now);
@@ -146,7 +146,7 @@ impl Peripherals {
             Port::KeyboardCommand => return self.keyboard.write_command(value),
             Port::Pm => return self.pm.write(offset, value, now),
             Port::Reset => return self.pm.write_reset(value),
-            Port::DebugExit => return Some(debug_exit(u32::from(value))),
+            Port::DebugExit => return Some(Request::DebugExit(u32::from(value))),
             Port::Rtc => self.rtc.write(offset, value, now),
             Port::Post => self.post = value,
             Port::Serial => self.serial.write(offset, value),
@@ -181,11 +181,6 @@ impl Peripherals {
     pub fn post_code(&self) -> u8 {
         self.post
     }
-}
-
-/// The exit status is odd, so that 0 is never a guest's failure to say so.
-fn debug_exit(value: u32) -> Request {
-    Request::DebugExit(value << 1 | 1)
 }
 
 #[cfg(test)]
@@ -233,8 +228,8 @@ mod tests {
     #[test]
     fn debug_exit_takes_every_width() {
         let mut bus = peripherals();
-        assert_eq!(bus.io_write(0xf4, 1, 0x10, 0), Some(Request::DebugExit(0x21)));
-        assert_eq!(bus.io_write(0xf4, 4, 0, 0), Some(Request::DebugExit(1)));
+        assert_eq!(bus.io_write(0xf4, 1, 0x10, 0), Some(Request::DebugExit(0x10)));
+        assert_eq!(bus.io_write(0xf4, 4, 0, 0), Some(Request::DebugExit(0)));
     }
 
     #[test]

@@ -331,6 +331,8 @@ pub struct Pit {
     speaker: bool,
     /// The clock up to which rises of OUT 0 have been reported.
     reported: u64,
+    /// When OUT 0 rises next: asked for at each exit, changed seldom.
+    next: Option<Nanos>,
 }
 
 impl Default for Pit {
@@ -339,6 +341,7 @@ impl Default for Pit {
             counters: [Counter::new(true), Counter::new(true), Counter::new(false)],
             speaker: false,
             reported: 0,
+            next: None,
         }
     }
 }
@@ -359,6 +362,7 @@ impl Pit {
             Some(counter) => counter.write(value, clock),
             None => self.write_control(value, clock),
         }
+        self.plan();
     }
 
     fn write_control(&mut self, word: u8, clock: u64) {
@@ -410,14 +414,20 @@ impl Pit {
     /// When OUT 0 rises next.
     #[must_use]
     pub fn next_event(&self) -> Option<Nanos> {
-        self.counters[0].next_rise(self.reported).map(|clock| CLOCK.time_of(clock))
+        self.next
+    }
+
+    fn plan(&mut self) {
+        self.next = self.counters[0].next_rise(self.reported).map(|clock| CLOCK.time_of(clock));
     }
 
     /// Has OUT 0 risen since it was last asked?
     pub fn tick(&mut self, now: Nanos) -> bool {
-        let clock = CLOCK.ticks(now);
-        let rose = self.counters[0].next_rise(self.reported).is_some_and(|rise| rise <= clock);
-        self.reported = self.reported.max(clock);
+        let rose = self.next.is_some_and(|at| at <= now);
+        if rose {
+            self.reported = self.reported.max(CLOCK.ticks(now));
+            self.plan();
+        }
         rose
     }
 }

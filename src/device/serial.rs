@@ -134,6 +134,12 @@ impl Serial {
         self.capacity().saturating_sub(self.received.len())
     }
 
+    /// Is there something that [`flush`](Self::flush) would write?
+    #[must_use]
+    pub fn has_unwritten(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+
     /// Writes what is buffered to the console.
     ///
     /// # Errors

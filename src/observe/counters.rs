@@ -20,6 +20,12 @@ impl ByReason {
     pub fn add(&mut self, reason: Reason) {
         self.0[reason as usize] += 1;
     }
+    /// Counts what `others` counted, too.
+    pub fn include(&mut self, others: &Self) {
+        for (count, other) in self.0.iter_mut().zip(others.0) {
+            *count += other;
+        }
+    }
     /// The count for `reason`.
     #[must_use]
     pub fn get(&self, reason: Reason) -> u64 {

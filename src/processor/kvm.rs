@@ -8,6 +8,7 @@ pub mod cpuid;
 pub mod error;
 pub mod host;
 pub mod micro;
+pub mod plain;
 pub mod registers;
 pub mod vcpu;
 pub mod vm;

@@ -106,10 +106,10 @@ impl Allowed {
         value & self.must_be_one == self.must_be_one && value & !self.may_be_one == 0
     }
 
-    /// What `self` and `other` both can do; what either must be stays.
+    /// What `self` and `other` both can do; what either must be stays, unless the other cannot.
     const fn and(self, other: Self) -> Self {
-        let must_be_one = self.must_be_one | other.must_be_one;
-        Self { must_be_one, may_be_one: (self.may_be_one & other.may_be_one) | must_be_one }
+        let may_be_one = self.may_be_one & other.may_be_one;
+        Self { must_be_one: (self.must_be_one | other.must_be_one) & may_be_one, may_be_one }
     }
 }
 
@@ -161,9 +161,9 @@ pub struct Capabilities {
     pub ept_vpid: EptVpidCap,
     /// IA32_VMX_VMFUNC.
     pub vmfunc: u64,
-    /// Physical-address width: CPUID.80000008H:EAX[7:0].
+    /// Physical-address width: bits 7:0 of CPUID.80000008H:EAX.
     pub physical_width: u32,
-    /// Linear-address width: CPUID.80000008H:EAX[15:8].
+    /// Linear-address width: bits 15:8 of CPUID.80000008H:EAX.
     pub linear_width: u32,
     /// What CPUID tells besides.
     pub cpuid: FromCpuid,

@@ -1,7 +1,7 @@
 //! The checks of VM entry, as rules. SDM Vol. 3, "VM Entries".
 //!
 //! A rule says what must hold. Which table it is in says what failure means: [`controls_and_host`] ends in VMfail,
-//! [`guest`] in exit reason 33, [`msr_area`] in exit reason 34.
+//! [`guest()`] in exit reason 33, [`msr_area`] in exit reason 34.
 
 pub mod controls;
 mod expectation;

@@ -18,6 +18,10 @@ pub mod gpr {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C, align(64))]
 pub struct VectorState {
+    /// XMM0–15 as the low and YMM upper halves as the high 16 bytes: YMM0–15.
+    pub ymm: [[u8; 32]; 16],
+    /// ST0–ST7 in stack order (as FXSAVE stores them), 80 bits each in 16 bytes.
+    pub st: [[u8; 16]; 8],
     /// x87 control word.
     pub fcw: u16,
     /// x87 status word, with TOP.
@@ -36,10 +40,6 @@ pub struct VectorState {
     pub fds: u16,
     /// MXCSR.
     pub mxcsr: u32,
-    /// ST0–ST7 in stack order (as FXSAVE stores them), 80 bits each in 16 bytes.
-    pub st: [[u8; 16]; 8],
-    /// XMM0–15 as the low and YMM upper halves as the high 16 bytes: YMM0–15.
-    pub ymm: [[u8; 32]; 16],
 }
 
 impl Default for VectorState {

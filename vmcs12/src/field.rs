@@ -118,7 +118,7 @@ impl Width {
 pub enum Area {
     /// VM-execution, VM-exit and VM-entry control fields.
     Control,
-    /// VM-exit information: read-only unless IA32_VMX_MISC[29].
+    /// VM-exit information: read-only unless bit 29 of IA32_VMX_MISC is 1.
     ExitInformation,
     /// Guest-state area.
     Guest,
@@ -236,6 +236,13 @@ impl Vmcs {
         let row = field.row();
         self.values[field.slot()] = value & row.width().mask();
         self.dirty |= 1 << Group::of(row.encoding) as u8;
+    }
+
+    /// Copies the fields in a range of slots, all of one area other than the control fields.
+    #[inline]
+    pub fn copy_slots(&mut self, from: &Self, slots: std::ops::Range<usize>) {
+        self.dirty |= 1 << Group::of(table::FIELDS[slots.start].encoding) as u8;
+        self.values[slots.clone()].copy_from_slice(&from.values[slots]);
     }
 
     /// Has a group been written since [`Vmcs::clean`]?

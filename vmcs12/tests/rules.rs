@@ -11,7 +11,7 @@ use vmcs12::caps::{Capabilities, EPTP_SWITCHING, VmxBasic, VmxMisc};
 use vmcs12::check::{self, CONTROLS as CHECKS_ON_CONTROLS, Ctx, Entrant, GUEST, HOST, Rule, Table};
 use vmcs12::control::*;
 use vmcs12::error::InstructionError;
-use vmcs12::field::{Vmcs, table::*};
+use vmcs12::field::{AnyField, Vmcs, table::*};
 use vmcs12::implemented;
 
 /// A VMCS to be entered, and all that its checks depend on.
@@ -630,4 +630,40 @@ fn exit_qualifications_are_the_manuals() {
     assert_eq!(qualification("guest.intr.nmi_sti"), 3);
     assert_eq!(qualification("guest.intr.nmi_mov_ss"), 0);
     assert_eq!(qualification("guest.link.revision"), 4);
+}
+
+/// Random numbers that are the same in each run: xorshift64*.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
+    }
+}
+
+#[test]
+fn code_and_data_agree_on_any_vmcs() {
+    let mut random = Random(0x7e57_0d0e);
+    for _ in 0..5_000 {
+        let mut sample = valid();
+        for _ in 0..random.below(8) {
+            let field = AnyField::at(random.below(COUNT));
+            let old = sample.vmcs.raw(field);
+            let new = if random.below(2) == 0 { old ^ 1 << random.below(64) } else { random.next() };
+            sample.vmcs.set_raw(field, new);
+        }
+        sample.check(|ctx| {
+            for phase in [CHECKS_ON_CONTROLS, HOST, GUEST] {
+                let as_code = check::first_broken(phase, ctx).map(|(_, rule)| rule.id);
+                let as_data = check::all_broken(phase, ctx).next().map(|(_, rule)| rule.id);
+                assert_eq!(as_code, as_data);
+            }
+        });
+    }
 }

@@ -152,3 +152,33 @@ fn every_access_is_harmless() {
     bus.tick(u64::MAX / 2);
     bus.tick(u64::MAX);
 }
+
+#[test]
+fn whatever_a_guest_does_time_goes_on() {
+    let mut bus = devices(3);
+    let mut seed = 1u64;
+    let mut random = |limit: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 20) % limit
+    };
+    let mut now = 0;
+    for _ in 0..300_000 {
+        now += random(10).pow(random(8) as u32);
+        bus.tick(now);
+        assert!(bus.next_event().is_none_or(|at| at > now), "an event that has passed");
+        let (cpu, value, size) = (random(3) as usize, random(u64::MAX), 1 << random(4));
+        let port = [0x20, 0x21, 0x40, 0x43, 0x61, 0x70, 0x71, 0x3f8, 0x3fc, 0x600, 0xa0][random(11) as usize];
+        match random(7) {
+            0 => bus.mmio_write(cpu, APIC + random(64) * 16, 4, value, now),
+            1 => bus.mmio_write(cpu, ioapic::BASE + random(2) * 16, 4, random(0x1_0000), now),
+            2 => _ = bus.write_msr(cpu, 0x800 + random(0x40) as u32, random(1 << 20), now),
+            3 => _ = bus.write_msr(cpu, IA32_APIC_BASE, APIC | random(16) << 8, now),
+            4 => bus.apic_mut(cpu).set_tsc_deadline(value, now + random(1 << 30), now),
+            5 => _ = bus.io_write(port + random(3) as u16, size.min(4), value as u32, now),
+            _ => _ = bus.io_read(port + random(3) as u16, size.min(4), now),
+        }
+        if bus.has_interrupt(cpu) {
+            assert!(bus.acknowledge(cpu).is_some());
+        }
+    }
+}

@@ -23,9 +23,13 @@ pub struct Timer {
     initial: u32,
     first: u32,
     start: Nanos,
+    /// Is a count running?
+    counting: bool,
     /// Expiries since `start` that are done with.
     expired: u64,
     deadline: Option<(u64, Nanos)>,
+    /// When it expires next: asked for at each exit, changed seldom.
+    next: Option<Nanos>,
 }
 
 impl Timer {
@@ -39,8 +43,10 @@ impl Timer {
             initial: 0,
             first: 0,
             start: 0,
+            counting: false,
             expired: 0,
             deadline: None,
+            next: None,
         }
     }
 
@@ -70,12 +76,14 @@ impl Timer {
     /// When it expires next.
     #[must_use]
     pub fn next_expiry(&self) -> Option<Nanos> {
-        match self.run {
+        self.next
+    }
+
+    fn plan(&mut self) {
+        self.next = match self.run {
             Run::TscDeadline => self.deadline.map(|(_, at)| at),
-            Run::OneShot if self.initial == 0 || self.expired > 0 => None,
-            Run::Periodic if self.initial == 0 => None,
-            Run::OneShot | Run::Periodic => Some(self.expiry(self.expired + 1)),
-        }
+            Run::OneShot | Run::Periodic => self.counting.then(|| self.expiry(self.expired + 1)),
+        };
     }
 
     /// Has it expired since it was last asked? Expiries that were missed count as one.
@@ -85,19 +93,20 @@ impl Timer {
         }
         match self.run {
             Run::TscDeadline => self.deadline = None,
-            Run::OneShot => self.expired = 1,
+            Run::OneShot => self.counting = false,
             Run::Periodic => {
                 let after_first = self.elapsed(now).saturating_sub(u64::from(self.first));
                 self.expired = 1 + after_first / u64::from(self.initial);
             }
         }
+        self.plan();
         true
     }
 
     /// The current-count register.
     #[must_use]
     pub fn current(&self, now: Nanos) -> u32 {
-        if self.initial == 0 || self.run == Run::TscDeadline {
+        if !self.counting {
             return 0;
         }
         let (elapsed, first, initial) = (self.elapsed(now), u64::from(self.first), u64::from(self.initial));
@@ -121,6 +130,7 @@ impl Timer {
             return; // "writes to the initial-count register are ignored"
         }
         self.initial = count;
+        self.counting = count != 0;
         self.restart(count, now);
     }
 
@@ -128,6 +138,7 @@ impl Timer {
         self.first = first;
         self.start = now;
         self.expired = 0;
+        self.plan();
     }
 
     /// The divide-configuration register.
@@ -140,25 +151,19 @@ impl Timer {
     pub fn set_divide(&mut self, value: u32, now: Nanos) {
         let current = self.current(now);
         self.divide = value & 0xb;
-        if current != 0 {
-            self.restart(current, now);
-        }
+        self.restart(current, now);
     }
 
     /// A new mode. Changing to or from TSC-deadline mode disarms the timer.
     pub fn set_run(&mut self, run: Run, now: Nanos) {
         if (run == Run::TscDeadline) != (self.run == Run::TscDeadline) {
-            self.initial = 0;
+            self.counting = false;
             self.deadline = None;
         } else if run != self.run {
-            // What is left of a count is counted; a one-shot count that is over stays over.
-            let current = self.current(now);
-            if current == 0 {
-                self.initial = 0;
-            }
-            self.restart(current, now);
+            self.restart(self.current(now), now); // what is left of a count is counted
         }
         self.run = run;
+        self.plan();
     }
 
     /// The deadline in TSC units, or 0.
@@ -171,6 +176,7 @@ impl Timer {
     pub fn set_deadline(&mut self, tsc: u64, at: Nanos) {
         if self.run == Run::TscDeadline {
             self.deadline = (tsc != 0).then_some((tsc, at));
+            self.plan();
         }
     }
 }

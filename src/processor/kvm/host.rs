@@ -33,7 +33,7 @@ pub(super) struct Needed {
     purpose: &'static str,
 }
 
-const fn needed(cap: Cap, name: &'static str, purpose: &'static str) -> Needed {
+pub(super) const fn needed(cap: Cap, name: &'static str, purpose: &'static str) -> Needed {
     Needed { cap, name, purpose }
 }
 

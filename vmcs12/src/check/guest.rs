@@ -11,6 +11,7 @@ use crate::arch::state::{Activity, InterruptibilityState as Blocking, PendingDeb
 use crate::arch::{debugctl, efer, rflags};
 use crate::caps::{Allowed, VmxMisc};
 use crate::control::*;
+use crate::exit::qualification::entry_failure::{LINK_POINTER, NMI_BLOCKED_BY_STI, PDPTE};
 use crate::field::{AnyField, Field, table::*};
 use crate::region::SHADOW_INDICATOR;
 
@@ -19,11 +20,6 @@ const DESCRIPTOR_TABLES_TITLE: &str = "Checks on Guest Descriptor-Table Register
 const RIP_TITLE: &str = "Checks on Guest RIP, RFLAGS, and SSP";
 const NON_REGISTER_TITLE: &str = "Checks on Guest Non-Register State";
 const PDPTES_TITLE: &str = "Checks on Guest Page-Directory-Pointer-Table Entries";
-
-/// Exit qualifications. SDM Vol. 3, "VM-Entry Failures During or After Loading Guest State".
-const PDPTE: u64 = 2;
-const NMI_AFTER_STI: u64 = 3;
-const LINK_POINTER: u64 = 4;
 
 const HIGH_HALF: u64 = 0xffff_ffff_0000_0000;
 const PAGE: u64 = 0xfff;
@@ -182,7 +178,7 @@ pub const NON_REGISTER = [
     group(NON_REGISTER_TITLE, Test(|c| injects(c, EventKind::Nmi)), [
         rule("guest.intr.nmi_sti", BLOCKING_AND_EVENT,
             "an NMI is not injected under blocking by STI", Zero(Blocking::STI.mask())),
-    ], NMI_AFTER_STI),
+    ], NMI_BLOCKED_BY_STI),
     group(NON_REGISTER_TITLE, Always, [
         rule("guest.intr.smi_outside_smm", &[GUEST_INTERRUPTIBILITY_STATE.any()],
             "blocking by SMI is 0 outside SMM", Zero(Blocking::SMI.mask())),

@@ -98,3 +98,43 @@ bits! {
         KIND    15:12  u8;
     }
 }
+
+bits! {
+    /// Debug exceptions.
+    pub struct DebugException: u64 {
+        B     3:0  u8;
+        BLD  11    bool;
+        BD   13    bool;
+        BS   14    bool;
+        RTM  16    bool;
+    }
+}
+
+/// Who switches tasks: bits 31:30 of [`TaskSwitch`].
+#[allow(missing_docs, reason = "the manual's own names")]
+pub mod task_switch_source {
+    pub const CALL: u8 = 0;
+    pub const IRET: u8 = 1;
+    pub const JMP: u8 = 2;
+    pub const TASK_GATE_IN_IDT: u8 = 3;
+}
+
+/// How the APIC-access page is accessed: bits 15:12 of [`ApicAccess`].
+#[allow(missing_docs, reason = "the manual's own names")]
+pub mod apic_access_kind {
+    pub const LINEAR_READ: u8 = 0;
+    pub const LINEAR_WRITE: u8 = 1;
+    pub const LINEAR_FETCH: u8 = 2;
+    pub const LINEAR_EVENT_DELIVERY: u8 = 3;
+    pub const PHYSICAL_EVENT_DELIVERY: u8 = 10;
+    pub const PHYSICAL_EXECUTION: u8 = 15;
+}
+
+/// VM-entry failures: reason 33. SDM Vol. 3, "VM-Entry Failures During or After Loading Guest State".
+#[allow(missing_docs, reason = "one cause each")]
+pub mod entry_failure {
+    pub const OTHER: u64 = 0;
+    pub const PDPTE: u64 = 2;
+    pub const NMI_BLOCKED_BY_STI: u64 = 3;
+    pub const LINK_POINTER: u64 = 4;
+}
