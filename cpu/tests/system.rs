@@ -25,7 +25,7 @@ const USER_DATA: u16 = 0x20;
 const USER_CODE_64: u16 = 0x28;
 const ABSENT: u16 = 0x50;
 /// Handler `i` is one HLT at this distance from the first.
-const HANDLERS: u64 = 0x3000_0;
+const HANDLERS: u64 = 0x3_0000;
 const HANDLER_SIZE: u64 = 16;
 /// RSP0 and IST1 of the TSS.
 const RSP0: u64 = 0x28_0000;
