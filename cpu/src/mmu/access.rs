@@ -311,8 +311,19 @@ impl Cpu {
         if self.long_mode() && !is_canonical(linear) {
             return Err(Exception::gp(0).into());
         }
-        let pieces = self.resolve(linear, N, Kind::Read, Privilege::Implicit)?;
         let mut bytes = [0; N];
+        if self.cpl != 3 {
+            let entry = self.entry(linear);
+            let offset = linear.wrapping_sub(entry.read);
+            if offset <= (4096 - N) as u64 && entry.frame & USER == 0 {
+                // SAFETY: a read tag that matches belongs to an entry whose `host` is a mapped page (`fill`).
+                unsafe {
+                    std::ptr::copy_nonoverlapping(entry.host.add(offset as usize), bytes.as_mut_ptr(), N);
+                }
+                return Ok(bytes);
+            }
+        }
+        let pieces = self.resolve(linear, N, Kind::Read, Privilege::Implicit)?;
         self.read_pieces(&pieces, &mut bytes);
         Ok(bytes)
     }

@@ -136,6 +136,13 @@ impl Cpu {
         self.eptp = vmcs.get(EPTP);
         self.pdpte =
             [vmcs.get(GUEST_PDPTE0), vmcs.get(GUEST_PDPTE1), vmcs.get(GUEST_PDPTE2), vmcs.get(GUEST_PDPTE3)];
+        // SDM Vol. 3, "Loading Page-Directory-Pointer-Table Entries": without EPT they come from memory.
+        if !self.ept
+            && self.pae_paging(self.cr0, self.cr4)
+            && let Ok(Some(pdpte)) = self.read_pdptes(self.cr3)
+        {
+            self.pdpte = pdpte;
+        }
         self.load_vpid(vmcs);
         self.load_rflags(vmcs.get(GUEST_RFLAGS));
         self.load_non_register(vmcs);

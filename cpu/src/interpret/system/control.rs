@@ -286,7 +286,8 @@ fn smsw(cpu: &mut Cpu, op: &Op) -> Step {
 }
 
 impl Cpu {
-    fn pae_paging(&self, cr0: u64, cr4: u64) -> bool {
+    /// Is PAE paging in use with these values?
+    pub(crate) fn pae_paging(&self, cr0: u64, cr4: u64) -> bool {
         cr0 & cr0::PG != 0 && cr4 & cr4::PAE != 0 && self.efer & efer::LMA == 0
     }
 
