@@ -50,7 +50,7 @@ pub fn ready_made(source: &Source, recipe: &Recipe, stop: &Stop) -> Result<Ready
     let initrd = initramfs::l1(&parts, &program, recipe);
     Ok(ReadyMade {
         kernel: parts.kernel,
-        initrd: Image { name: "the ready-made initramfs".into(), bytes: Arc::from(initrd) },
+        initrd: Image { name: "the ready-made initramfs".into(), bytes: Arc::new(initrd) },
         origin: parts.origin,
     })
 }
