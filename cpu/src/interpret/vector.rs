@@ -178,4 +178,3 @@ impl Cpu {
         if self.is_64() { 16 } else { 8 }
     }
 }
-

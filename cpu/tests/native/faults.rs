@@ -152,9 +152,11 @@ fn a_page_fault_leaves_everything_as_it_was() {
     ];
     let mut at_read_only = at_absent.clone();
     at_read_only.general[gpr::RBX] = READ_ONLY;
-    for (code, from) in loads.iter().map(|code| (code, &at_absent)).chain(
-        stores.iter().flat_map(|code| [(code, &at_absent), (code, &at_read_only)]),
-    ) {
+    for (code, from) in loads
+        .iter()
+        .map(|code| (code, &at_absent))
+        .chain(stores.iter().flat_map(|code| [(code, &at_absent), (code, &at_read_only)]))
+    {
         let mut whole = Whole::new();
         whole.write(ABSENT - 64, &[0x5a; 64]);
         whole.prepare(code);
@@ -194,9 +196,7 @@ fn masked_out_elements_are_not_accessed() {
 fn gather(index: Register) -> Vec<u8> {
     let memory = MemoryOperand::with_base_index(Register::RBX, index);
     let code = Code::VEX_Vpgatherdd_xmm_vm32x_xmm;
-    assemble(|a| {
-        a.add_instruction(Instruction::with3(code, Register::XMM1, memory, Register::XMM2)?)
-    })
+    assemble(|a| a.add_instruction(Instruction::with3(code, Register::XMM1, memory, Register::XMM2)?))
 }
 
 #[test]

@@ -18,8 +18,7 @@ pub fn random_instruction(code: Code, random: &mut Random) -> Option<Sample> {
     let sample = unchecked(code, random)?;
     // A general operand must not be the base of the memory operand, or the test would lose the address.
     let clash = registers(&sample.inst).any(|register| Some(register.full_register()) == sample.base);
-    let vectors: BTreeSet<_> =
-        registers(&sample.inst).chain(sample.index).map(Register::number).collect();
+    let vectors: BTreeSet<_> = registers(&sample.inst).chain(sample.index).map(Register::number).collect();
     let distinct = sample.index.is_none() || vectors.len() == 3;
     if clash || !distinct { random_instruction(code, random) } else { Some(sample) }
 }

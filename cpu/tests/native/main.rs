@@ -219,7 +219,8 @@ fn compare_in_guest(code: Code, whole: &mut Whole, oracle: &mut Oracle, tally: &
             let wanted = oracle.run(&mut expected);
             let outcome = whole.run(&mut got, place);
             if let Some(base) = sample.base {
-                let moved = got.general[base.number()].wrapping_sub(place).wrapping_add(oracle.operand_address());
+                let moved =
+                    got.general[base.number()].wrapping_sub(place).wrapping_add(oracle.operand_address());
                 got.general[base.number()] = moved;
             }
             software::forgive(code, &before, &mut expected, &mut got, at as usize);
@@ -254,8 +255,7 @@ fn every_form_does_in_a_guest_what_the_host_does() {
     let host = Features::host();
     let mut whole = Whole::new();
     let mut oracle = Oracle::new(host.has(Feature::Avx));
-    let mut tally =
-        Tally { forms: 0, cases: 0, traps: 0, software: Vec::new(), differences: Vec::new() };
+    let mut tally = Tally { forms: 0, cases: 0, traps: 0, software: Vec::new(), differences: Vec::new() };
     let offered = [Feature::Sha, Feature::Gfni, Feature::Vaes, Feature::Vpclmulqdq]
         .into_iter()
         .fold(host, Features::without);

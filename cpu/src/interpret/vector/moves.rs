@@ -77,7 +77,10 @@ impl Cpu {
     }
 }
 
-unsafe fn load<A: Address, const BYTES: usize, const UNTIL: usize>(cpu: &mut Cpu, op: *const Op) -> *const Op {
+unsafe fn load<A: Address, const BYTES: usize, const UNTIL: usize>(
+    cpu: &mut Cpu,
+    op: *const Op,
+) -> *const Op {
     // SAFETY: handlers are called with a live operation.
     let this = unsafe { &*op };
     attempt!(cpu, op, cpu.vector_ready(const { class(UNTIL) }));
@@ -89,7 +92,10 @@ unsafe fn load<A: Address, const BYTES: usize, const UNTIL: usize>(cpu: &mut Cpu
     next!(cpu, op)
 }
 
-unsafe fn store<A: Address, const BYTES: usize, const UNTIL: usize>(cpu: &mut Cpu, op: *const Op) -> *const Op {
+unsafe fn store<A: Address, const BYTES: usize, const UNTIL: usize>(
+    cpu: &mut Cpu,
+    op: *const Op,
+) -> *const Op {
     // SAFETY: handlers are called with a live operation.
     let this = unsafe { &*op };
     attempt!(cpu, op, cpu.vector_ready(const { class(UNTIL) }));

@@ -20,8 +20,10 @@ const HEADER: u64 = 512;
 
 /// The handler; the pointer width is in `src`, the instruction in `dst`.
 pub(super) fn select(software: Software, terms: Terms, d: &Decoding<'_>, op: &mut Op) -> Option<Handler> {
-    if let Software::Fxsave(width) | Software::Fxrstor(width) | Software::Xsave(_, width) | Software::Xrstor(_, width) =
-        software
+    if let Software::Fxsave(width)
+    | Software::Fxrstor(width)
+    | Software::Xsave(_, width)
+    | Software::Xrstor(_, width) = software
     {
         op.src = u8::from(width == PointerWidth::Flat);
     }

@@ -14,8 +14,10 @@ use vmcs12::cpu_state::gpr::RAX;
 
 /// The handler; the operand size of those with an environment is in `src`.
 pub(super) fn select(software: Software, d: &Decoding<'_>, op: &mut Op) -> Option<Handler> {
-    if let Software::Fldenv(size) | Software::Fnstenv(size) | Software::Frstor(size) | Software::Fnsave(size) =
-        software
+    if let Software::Fldenv(size)
+    | Software::Fnstenv(size)
+    | Software::Frstor(size)
+    | Software::Fnsave(size) = software
     {
         op.src = u8::from(size == OperandSize::Bits32);
     }
