@@ -4,6 +4,7 @@
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register};
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use vmcs12::cpu_state::VectorState;
 
 const PAGE: usize = 4096;
@@ -41,10 +42,13 @@ pub enum Outcome {
 
 /// A page of code that anything can be assembled into, and a page of data.
 pub struct Oracle {
+    /// The signal handler knows of one instruction at a time.
+    _turn: MutexGuard<'static, ()>,
     base: *mut u8,
     with_avx: bool,
 }
 
+static TURN: Mutex<()> = Mutex::new(());
 static FAULTING: AtomicU64 = AtomicU64::new(0);
 static RESUME: AtomicU64 = AtomicU64::new(0);
 static TRAPPED: AtomicU64 = AtomicU64::new(0);
@@ -60,6 +64,7 @@ extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, context: *
 
 impl Oracle {
     pub fn new(with_avx: bool) -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: a fresh anonymous mapping.
         let base = unsafe {
             libc::mmap(
@@ -80,7 +85,7 @@ impl Oracle {
             assert_eq!(libc::sigaction(libc::SIGFPE, &action, ptr::null_mut()), 0);
             assert_eq!(libc::sigaction(libc::SIGSEGV, &action, ptr::null_mut()), 0);
         }
-        Self { base: base.cast(), with_avx }
+        Self { _turn: turn, base: base.cast(), with_avx }
     }
 
     /// The address of the memory operand.
