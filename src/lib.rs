@@ -4,11 +4,14 @@
 
 pub mod boot;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod console;
 pub mod device;
 pub mod guest;
 pub mod machine;
+pub mod memory;
 pub mod observe;
 pub mod processor;
 pub mod status;
+pub mod vcpu;

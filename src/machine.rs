@@ -1,6 +1,9 @@
 //! One machine, from its parts to its end.
 
-use crate::config::{Console, ProcessorKind, RunConfig, RunError, RunOutcome};
+pub mod board;
+pub(crate) mod soft;
+
+use crate::config::{Console, Nested, ProcessorKind, RunConfig, RunError, RunOutcome};
 use crate::processor::kvm::plain;
 
 /// Builds the machine that `config` describes, boots it, and runs it until it ends.
@@ -8,12 +11,16 @@ use crate::processor::kvm::plain;
 /// # Errors
 /// Files that are no guest, options that name nothing, what the host refuses.
 pub fn run(config: &RunConfig, console: Console) -> Result<RunOutcome, RunError> {
-    if config.processor == ProcessorKind::Kvm {
-        return plain::run(config, console);
+    match (config.processor, config.nested) {
+        (ProcessorKind::Soft, _) => soft::run(config, console),
+        (ProcessorKind::Kvm, Nested::Off) => plain::run(config, console),
+        (ProcessorKind::Kvm, Nested::On) => Err(RunError::Unavailable {
+            what: "--processor kvm does not offer VMX to its guest in this version".into(),
+            remedy: "use --nested off, or --processor soft".into(),
+        }),
+        (ProcessorKind::KvmNested, _) => Err(RunError::Unavailable {
+            what: "--processor kvm-nested is not available in this version".into(),
+            remedy: "use --processor soft".into(),
+        }),
     }
-    drop(console);
-    Err(RunError::Unavailable {
-        what: format!("--processor {} runs no guest in this version", config.processor.name()),
-        remedy: "use a later one".into(),
-    })
 }

@@ -6,6 +6,7 @@ use vmcs12::exit::{Budget, Exit, Invalidation};
 use vmcs12::field::VmcsSet;
 
 pub mod kvm;
+pub mod soft;
 
 /// A logical processor with VMX.
 pub trait Processor {
@@ -34,4 +35,29 @@ pub enum HostError {
     /// The host's KVM refused something.
     #[error(transparent)]
     Kvm(#[from] kvm::error::KvmError),
+    /// Guest RAM must be whole pages, and at least one.
+    #[error("guest memory of {size} bytes is not a positive multiple of 4096")]
+    MemorySize {
+        /// The size asked for.
+        size: u64,
+    },
+    /// The guest's tables do not fit into L0's arena.
+    #[error("the arena for L0's own tables is used up")]
+    ArenaFull,
+    /// The processor lacks a control that L0 cannot do without.
+    #[error("the processor does not allow the VMX control {name}")]
+    MissingControl {
+        /// The control.
+        name: &'static str,
+    },
+}
+
+impl HostError {
+    /// A failed system call, or what stands for one.
+    pub fn system(
+        what: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::System { what: what.into(), source: std::io::Error::other(source) }
+    }
 }

@@ -264,6 +264,16 @@ impl Devices {
         self.external_interrupt(cpu) || self.apics[cpu].interrupt().is_some()
     }
 
+    /// The vector that [`Devices::acknowledge`] would return now.
+    #[must_use]
+    pub fn pending_vector(&self, cpu: usize) -> Option<u8> {
+        if self.external_interrupt(cpu) {
+            Some(self.pic.pending_vector())
+        } else {
+            self.apics[cpu].interrupt()
+        }
+    }
+
     /// The interrupt-acknowledge cycle of processor `cpu`: the vector that it takes.
     pub fn acknowledge(&mut self, cpu: usize) -> Option<u8> {
         if !self.external_interrupt(cpu) {

@@ -280,6 +280,16 @@ impl Pic {
         self.master.pending().is_some()
     }
 
+    /// The vector that [`Pic::acknowledge`] would return now.
+    #[must_use]
+    pub fn pending_vector(&self) -> u8 {
+        match self.master.pending() {
+            None => self.master.vector_base | 7,
+            Some(CASCADE) => self.slave.vector_base | self.slave.pending().unwrap_or(7),
+            Some(input) => self.master.vector_base | input,
+        }
+    }
+
     /// The interrupt-acknowledge sequence: the vector. Without a request it is that of input 7, which is not
     /// put in service ("if the IR input is not there, the 8259A issues an interrupt level 7").
     pub fn acknowledge(&mut self) -> u8 {

@@ -51,4 +51,9 @@ pub mod memory_type {
     pub const WP: u8 = 5;
     /// Write back.
     pub const WB: u8 = 6;
+
+    /// Is this the encoding of a memory type?
+    pub const fn exists(kind: u8) -> bool {
+        matches!(kind, UC | WC | WT | WP | WB)
+    }
 }
