@@ -149,6 +149,8 @@ pub struct Cpu {
     pub(crate) nmi_unblocking: bool,
     /// The instruction that runs has taken the place of its own single-step trap: INT n, SYSCALL.
     pub(crate) trap_suppressed: bool,
+    /// The instruction that runs is an IRET that has loaded RFLAGS.RF for the next one.
+    pub(crate) resume_loaded: bool,
     /// TSC of the first and of the last PAUSE of the loop that PAUSE-loop exiting watches.
     pub(crate) pause_loop: (u64, u64),
     pub(crate) controls: Controls,
@@ -221,6 +223,7 @@ impl Cpu {
             nmi_blocked: false,
             nmi_unblocking: false,
             trap_suppressed: false,
+            resume_loaded: false,
             pause_loop: (0, 0),
             controls: Controls::default(),
             cr0: cr0::ET,

@@ -41,7 +41,9 @@ impl Cpu {
     /// One instruction has retired alone.
     pub(crate) fn after_step(&mut self) {
         self.trap_suppressed = false;
-        self.rflags &= !rflags::RF;
+        if !std::mem::take(&mut self.resume_loaded) {
+            self.rflags &= !rflags::RF;
+        }
     }
 
     /// What is due before the instruction at RIP, in the order of priority.

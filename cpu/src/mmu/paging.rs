@@ -88,7 +88,7 @@ impl Cpu {
         if self.cr0 & cr0::PG == 0 {
             let gpa = linear & 0xffff_f000;
             let last = Purpose { kind, linear: Some(linear), structure: false };
-            let mapping = self.guest_physical(gpa, last)?;
+            let mapping = self.guest_physical(gpa | (linear & 0xfff), last)?;
             return Ok(Translation {
                 pa: mapping.pa,
                 gpa,
@@ -106,7 +106,8 @@ impl Cpu {
         self.set_leaf_flags(linear, &leaf, if dirty { A | D } else { A })?;
         let offset = (1u64 << leaf.shift) - 1;
         let gpa = (self.leaf_address(&leaf) & !offset) | (linear & offset & !0xfff);
-        let mapping = self.guest_physical(gpa, Purpose { kind, linear: Some(linear), structure: false })?;
+        let last = Purpose { kind, linear: Some(linear), structure: false };
+        let mapping = self.guest_physical(gpa | (linear & 0xfff), last)?;
         let user = leaf.rights & US != 0;
         let size = match leaf.shift {
             12 => PageSize::Small,

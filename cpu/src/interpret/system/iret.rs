@@ -101,7 +101,9 @@ fn writable(cpu: &Cpu, size: u64) -> u64 {
 /// Loads the flags of an image.
 fn load_flags(cpu: &mut Cpu, image: &Image, writable: u64) {
     let kept = cpu.full_rflags() & !(writable | rflags::RF);
-    cpu.set_full_rflags(kept | (image.flags & writable));
+    let flags = kept | (image.flags & writable);
+    cpu.resume_loaded = flags & rflags::RF != 0;
+    cpu.set_full_rflags(flags);
 }
 
 fn return_real(cpu: &mut Cpu, op: &Op, image: &Image) -> Step {
@@ -134,7 +136,7 @@ fn return_to_virtual_8086(cpu: &mut Cpu, op: &Op, image: &Image) -> Step {
     }
     cpu.gpr[RSP] = sp;
     cpu.cpl = 3;
-    cpu.set_full_rflags(image.flags & rflags::ALL);
+    cpu.set_full_rflags(image.flags & rflags::ALL & !rflags::RF);
     cpu.refresh_mode();
     Ok(Flow::To(image.rip))
 }

@@ -158,7 +158,7 @@ impl Cpu {
     /// The TSC before this instruction, without an offset.
     fn hardware_tsc(&self, op: &Op) -> u64 {
         let now = u128::from(self.time.now_ns.wrapping_add(self.retired_before(op)));
-        (now * u128::from(self.time.tsc_mult_q32) >> 32) as u64
+        ((now * u128::from(self.time.tsc_mult_q32)) >> 32) as u64
     }
 
     /// The TSC that the guest sees. SDM Vol. 3, "Time-Stamp Counter Offset and Multiplier".
@@ -168,7 +168,7 @@ impl Cpu {
             return tsc;
         }
         let scaled = if self.controls.has(USE_TSC_SCALING) {
-            (u128::from(tsc) * u128::from(self.vmcs().get(TSC_MULTIPLIER)) >> 48) as u64
+            ((u128::from(tsc) * u128::from(self.vmcs().get(TSC_MULTIPLIER))) >> 48) as u64
         } else {
             tsc
         };
