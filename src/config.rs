@@ -48,8 +48,8 @@ pub struct RunConfig {
 pub struct Image {
     /// A path, or what stands for one.
     pub name: String,
-    /// The content.
-    pub bytes: Arc<[u8]>,
+    /// The content, as it was read: for the VMM inside L1 a second copy of a kernel is worth avoiding.
+    pub bytes: Arc<Vec<u8>>,
 }
 
 impl fmt::Debug for Image {

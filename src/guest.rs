@@ -50,7 +50,7 @@ pub fn ready_made(source: &Source, recipe: &Recipe, stop: &Stop) -> Result<Ready
     let initrd = initramfs::l1(&parts, &program, recipe);
     Ok(ReadyMade {
         kernel: parts.kernel,
-        initrd: Image { name: "the ready-made initramfs".into(), bytes: Arc::from(initrd) },
+        initrd: Image { name: "the ready-made initramfs".into(), bytes: Arc::new(initrd) },
         origin: parts.origin,
     })
 }
@@ -86,7 +86,7 @@ pub enum GuestError {
         reason: String,
     },
     /// A command of apt's failed.
-    #[error("{command} failed ({status})\n{output}")]
+    #[error("{command} failed ({status}); --kernel, --modules and --busybox do without it\n{output}")]
     Apt {
         /// The command and its arguments.
         command: String,

@@ -17,4 +17,5 @@ pub(crate) mod vmx;
 
 pub use bus::Bus;
 pub use mmu::memory::{Memory, Region};
-pub use state::{Cpu, Lacks, Model, Time};
+pub use mmu::linear::LinearView;
+pub use state::{Cpu, Lacks, Model, Time, lacks};

@@ -4,7 +4,7 @@
 pub(crate) mod access;
 pub(crate) mod ept;
 mod flush;
-mod linear;
+pub(crate) mod linear;
 pub mod memory;
 pub(crate) mod paging;
 pub(crate) mod tlb;

@@ -112,6 +112,7 @@ pub struct Prepared {
 /// The forms met so far and their thunks.
 pub struct Thunks {
     arena: Arena,
+    host: Features,
     forms: Vec<Form>,
     known: HashMap<Key, Option<FormId>>,
 }
@@ -137,7 +138,12 @@ impl Thunks {
     /// If the host gives no executable memory, which [`probe`] finds out.
     pub fn new() -> Self {
         let arena = Arena::new().expect("the host gives executable memory, as `probe` has found");
-        Self { arena, forms: Vec::new(), known: HashMap::new() }
+        Self { arena, host: Features::host(), forms: Vec::new(), known: HashMap::new() }
+    }
+
+    /// What the host executes.
+    pub fn host(&self) -> Features {
+        self.host
     }
 
     /// Prepares an instruction; `None` if it is not one of these, or its feature is not among those offered,

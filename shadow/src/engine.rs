@@ -10,6 +10,7 @@ use crate::ept01::Ept01;
 use crate::invalidations::Invalidations;
 use crate::merge::bitmaps::MsrBitmaps;
 use crate::merge::fields::ControlsOf;
+use crate::timer::Timer;
 use crate::vpid::Vpids;
 use std::ops::Range;
 use vmcs12::addr::{Gpa, Linear, Pa, Physical};
@@ -196,8 +197,7 @@ pub struct Engine {
     pub(crate) vpids: Vpids,
     pub(crate) pages: Pages,
     pub(crate) msr_bitmaps: MsrBitmaps,
-    /// L2 does not run, and has not since this time of L1's, while its VMX-preemption timer counts.
-    pub(crate) inactive_since: Option<u64>,
+    pub(crate) timer: Timer,
     /// vmcs01's controls, when they were last merged.
     pub(crate) merged_with: ControlsOf,
 }
@@ -234,7 +234,7 @@ impl Engine {
             pages,
             msr_bitmaps: MsrBitmaps::default(),
             merged_with: ControlsOf::default(),
-            inactive_since: None,
+            timer: Timer::default(),
             offered,
             machine,
         };

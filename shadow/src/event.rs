@@ -8,7 +8,6 @@ use vmcs12::addr::{Linear, Physical};
 use vmcs12::arch::event::{EventKind, Exception, InjectedEvent, RecordedEvent, vector};
 use vmcs12::arch::rflags;
 use vmcs12::arch::state::{Activity, InterruptibilityState};
-use vmcs12::caps::VmxMisc;
 use vmcs12::control::*;
 use vmcs12::exit::Reason;
 use vmcs12::exit::qualification::EptViolation;
@@ -41,7 +40,9 @@ impl Engine {
             // It is delivered before anything else is looked at.
             return if pending.any() { Decision::Deliver } else { Decision::Enter(Taken::Nothing) };
         }
-        self.count_while_inactive(host.tsc);
+        if is_inactive(&self.vmcs02.current) {
+            self.count_while_inactive(host.tsc);
+        }
         let vmcs02 = &mut *self.vmcs02.current;
         let next = next(vmcs02, vmcs12, pending);
         open(vmcs02, INTERRUPT_WINDOW_EXITING, vmcs12, next == Next::OpenInterruptWindow);
@@ -49,7 +50,8 @@ impl Engine {
         if next == Next::Enter && is_inactive(vmcs02) {
             return Decision::Halted;
         }
-        self.inactive_since = None;
+        self.count_while_active();
+        let vmcs02 = &mut *self.vmcs02.current;
         match next {
             Next::Enter | Next::OpenInterruptWindow | Next::OpenNmiWindow => Decision::Enter(Taken::Nothing),
             Next::Inject(event, taken) => {
@@ -61,33 +63,6 @@ impl Engine {
                 L2Exit::Reflected | L2Exit::Resumed | L2Exit::L0(_) => Decision::Reflected(taken),
             },
         }
-    }
-
-    /// The time of L1's at which the VMX-preemption timer wakes the halted L2, if it does.
-    pub fn halted_until(&self) -> Option<u64> {
-        let ticks = u64::from(self.vmcs02.current.get(VMX_PREEMPTION_TIMER_VALUE));
-        self.inactive_since.map(|since| since.saturating_add(ticks << self.timer_rate()))
-    }
-
-    /// The VMX-preemption timer counts on while L2 is not active, and so does not run.
-    fn count_while_inactive(&mut self, tsc: u64) {
-        let rate = self.timer_rate();
-        let vmcs02 = &mut *self.vmcs02.current;
-        if let Some(since) = self.inactive_since {
-            let ticks = tsc.saturating_sub(since) >> rate;
-            let left = u64::from(vmcs02.get(VMX_PREEMPTION_TIMER_VALUE)).saturating_sub(ticks);
-            vmcs02.set(VMX_PREEMPTION_TIMER_VALUE, left as u32);
-            self.inactive_since = Some(since + (ticks << rate));
-        }
-        if !(is_inactive(vmcs02) && vmcs02.has(ACTIVATE_VMX_PREEMPTION_TIMER)) {
-            self.inactive_since = None;
-        } else if self.inactive_since.is_none() {
-            self.inactive_since = Some(tsc);
-        }
-    }
-
-    fn timer_rate(&self) -> u8 {
-        self.machine.misc.get(VmxMisc::PREEMPTION_TIMER_RATE)
     }
 
     /// L0 emulated an instruction of L2 and it faults: L1 gets an exit if it intercepts the exception, else L2 gets the

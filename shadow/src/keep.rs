@@ -29,6 +29,10 @@ impl Engine {
             ept01: self.ept.ept01(),
         };
         match owner(reason, &question) {
+            Owner::L1 if reason == Reason::VmxPreemptionTimerExpired && self.timer_goes_on() => {
+                self.kept(reason);
+                L2Exit::Resumed
+            }
             Owner::L1 => self.reflect(host, Exit12::recorded(reason)),
             Owner::L0 => self.keep(host, reason),
         }

@@ -20,6 +20,7 @@ pub mod mode;
 mod msr;
 mod reflect;
 pub mod route;
+mod timer;
 mod vpid;
 
 pub use engine::{Decision, Engine, Host, L2Exit, Msrs, Outcome, Pending, Taken, Task};

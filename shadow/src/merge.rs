@@ -39,6 +39,7 @@ impl Engine {
         }
         fields::merge_event(vmcs02, vmcs12);
         guest::merge(vmcs02, vmcs01, vmcs12);
+        self.start_timer(vmcs12);
         self.merge_msr_bitmaps(host, vmcs12);
         self.merge_translation(host, vmcs12);
         if let Some(current) = &mut self.current {

@@ -43,6 +43,7 @@ impl Engine {
         vmcs12: &mut Vmcs,
         exit: Exit12,
     ) -> Result<(), Abort> {
+        self.stop_timer();
         record::record(vmcs12, &self.vmcs02.current, exit);
         sync::sync(vmcs12, &self.vmcs02.current, &self.offered);
         if let Err(bad) = self.store_msrs(host, vmcs12) {

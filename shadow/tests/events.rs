@@ -298,3 +298,41 @@ fn a_page_fault_that_l1_intercepts_has_its_address_in_the_qualification() {
     assert_eq!(world.vmcs12().get(EXITING_EVENT_ERROR_CODE), 2);
     assert_eq!(world.state.cr2, 1, "CR2 is written when the exception is delivered");
 }
+
+/// A profile whose timer counts four times slower than the machine's.
+fn slow_timer(value: u32) -> World {
+    let mut caps = offered();
+    caps.misc = caps.misc.with(vmcs12::caps::VmxMisc::PREEMPTION_TIMER_RATE, 7);
+    let mut world = World::new(caps);
+    assert_eq!(world.with_pointer(Reason::Vmxon, VMXON_REGION), shadow::Outcome::Completed);
+    assert_eq!(world.with_pointer(Reason::Vmptrld, VMCS_REGION), shadow::Outcome::Completed);
+    fill_valid(world.vmcs12());
+    world.vmcs12().set_control(ACTIVATE_VMX_PREEMPTION_TIMER, true);
+    world.vmcs12().set_control(SAVE_VMX_PREEMPTION_TIMER_VALUE, true);
+    world.vmcs12().set(VMX_PREEMPTION_TIMER_VALUE, value);
+    assert_eq!(world.instruction(Reason::Vmlaunch), shadow::Outcome::Entered);
+    world
+}
+
+#[test]
+fn the_timer_counts_at_the_rate_that_l1_is_told() {
+    let mut world = slow_timer(100);
+    assert_eq!(world.vmcs02().get(VMX_PREEMPTION_TIMER_VALUE), 400);
+    world.vmcs02().set(VMX_PREEMPTION_TIMER_VALUE, 120);
+    assert_eq!(world.exit(Reason::Cpuid, |_| {}), L2Exit::Reflected);
+    assert_eq!(world.vmcs12().get(VMX_PREEMPTION_TIMER_VALUE), 30);
+}
+
+#[test]
+fn a_timer_that_does_not_fit_goes_on() {
+    let mut world = slow_timer(u32::MAX);
+    let expire = |world: &mut World| {
+        world.exit(Reason::VmxPreemptionTimerExpired, |vmcs02| vmcs02.set(VMX_PREEMPTION_TIMER_VALUE, 0))
+    };
+    for _ in 0..3 {
+        assert_eq!(world.vmcs02().get(VMX_PREEMPTION_TIMER_VALUE), u32::MAX);
+        assert_eq!(expire(&mut world), L2Exit::Resumed);
+    }
+    assert_eq!(expire(&mut world), L2Exit::Reflected);
+    assert_eq!(world.vmcs12().get(VMX_PREEMPTION_TIMER_VALUE), 0);
+}

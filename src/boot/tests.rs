@@ -14,7 +14,7 @@ fn memory(mib: u64) -> GuestMemoryMmap {
 }
 
 fn image(name: &str, bytes: Vec<u8>) -> Image {
-    Image { name: name.into(), bytes: Arc::from(bytes) }
+    Image { name: name.into(), bytes: Arc::new(bytes.to_vec()) }
 }
 
 fn source(kernel: &Image) -> BootSource<'_> {

@@ -39,9 +39,12 @@ pub fn fetch(scratch: &Path, stop: &Stop) -> Result<Fetched, GuestError> {
     let apt = Apt { scratch, stop, progress: Progress::new() };
     apt.prepare()?;
     apt.progress.step("fetching Debian's package lists");
-    apt.run("apt-get", &["update", "-qq", "-o", "APT::Status-Fd=1"], scratch)?;
-    let kernel = apt.kernel_package()?;
-    let busybox = apt.package(BUSYBOX)?;
+    let updated = apt.run("apt-get", &["update", "-qq", "-o", "APT::Status-Fd=1"], scratch);
+    let (kernel, busybox) = match (apt.packages(), updated) {
+        // One of the host's sources may be out of order: that matters if the packages are not in the others.
+        (Err(_), Err(update)) => return Err(update),
+        (packages, _) => packages?,
+    };
     let downloads = scratch.join("packages");
     fs::create_dir(&downloads).map_err(GuestError::file("cannot create", &downloads))?;
     apt.progress.step(&format!("downloading {} and {}", kernel.name, busybox.name));
@@ -116,6 +119,11 @@ impl Apt<'_> {
     fn write(&self, name: &str, content: &[u8]) -> Result<(), GuestError> {
         let path = self.scratch.join(name);
         fs::write(&path, content).map_err(GuestError::file("cannot write", &path))
+    }
+
+    /// The kernel's package and busybox's.
+    fn packages(&self) -> Result<(Package, Package), GuestError> {
+        Ok((self.kernel_package()?, self.package(BUSYBOX)?))
     }
 
     fn kernel_package(&self) -> Result<Package, GuestError> {
@@ -238,6 +246,7 @@ fn configuration(scratch: &Path) -> Result<String, GuestError> {
          Dir::Etc::preferences \"/dev/null\";\nDir::Etc::preferencesparts \"{at}/none\";\n\
          APT::Architecture \"amd64\";\nAPT::Architectures {{ \"amd64\"; }};\n\
          APT::Sandbox::User \"root\";\nAPT::Get::AllowUnauthenticated \"false\";\n\
+         APT::Update::Error-Mode \"any\";\n\
          Acquire::Languages \"none\";\nAcquire::GzipIndexes \"true\";\n"
     ))
 }

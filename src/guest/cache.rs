@@ -209,7 +209,7 @@ fn read(version: &Path) -> Result<Parts, GuestError> {
     Ok(Parts {
         kernel: Image {
             name: version.join(&manifest.kernel.name).display().to_string(),
-            bytes: Arc::from(intact(version, &manifest.kernel)?),
+            bytes: Arc::new(intact(version, &manifest.kernel)?),
         },
         modules: modules.collect::<Result<_, GuestError>>()?,
         busybox: intact(version, &manifest.busybox)?,

@@ -93,7 +93,7 @@ mod tests {
     fn parts() -> Parts {
         let module = |name: &str| KernelModule { name: name.into(), bytes: name.as_bytes().to_vec() };
         Parts {
-            kernel: Image { name: "vmlinuz".into(), bytes: Arc::from(*b"KERNEL-BYTES") },
+            kernel: Image { name: "vmlinuz".into(), bytes: Arc::new(b"KERNEL-BYTES".to_vec()) },
             modules: vec![module("irqbypass"), module("kvm"), module("kvm_intel")],
             busybox: b"BUSYBOX".to_vec(),
             origin: String::new(),

@@ -85,7 +85,7 @@ fn from_files(kernel: &Path, modules: &Path, busybox: Option<&Path>) -> Result<P
 /// What the host refuses.
 pub fn image(path: &Path) -> Result<Image, GuestError> {
     let bytes = std::fs::read(path).map_err(GuestError::file("cannot read", path))?;
-    Ok(Image { name: path.display().to_string(), bytes: Arc::from(bytes) })
+    Ok(Image { name: path.display().to_string(), bytes: Arc::new(bytes) })
 }
 
 fn modules_below(directory: &Path) -> Result<Vec<KernelModule>, GuestError> {

@@ -131,7 +131,7 @@ mod tests {
 
     fn config() -> RunConfig {
         RunConfig {
-            kernel: Image { name: "k".into(), bytes: Arc::from([]) },
+            kernel: Image { name: "k".into(), bytes: Arc::default() },
             initrd: None,
             modules: Vec::new(),
             cmdline: String::new(),

@@ -31,29 +31,12 @@ macro_rules! with_engine {
         $vcpu:ident, $board:ident, |$soft:ident| $operand:expr,
         |$engine:ident, $host:ident| $call:expr
     ) => {{
-        let Vcpu {
-            engine: $engine,
-            soft: $soft,
-            vmcs01,
-            state,
-            registers,
-            memory,
-            model,
-            index,
-            ..
-        } = $vcpu;
+        let Vcpu { engine: $engine, soft: $soft, vmcs01, state, registers, memory, model, index, .. } = $vcpu;
         let tsc = $board.clock.tsc().wrapping_add(registers.tsc_offset);
         let Board { devices, clock, .. } = &mut *$board;
         let mut own = Own { registers, devices, vcpu: *index, clock, model };
         let mut linear = $operand;
-        let $host = &mut Host {
-            memory: &*memory,
-            linear: &mut linear,
-            msrs: &mut own,
-            vmcs01,
-            state,
-            tsc,
-        };
+        let $host = &mut Host { memory: &*memory, linear: &mut linear, msrs: &mut own, vmcs01, state, tsc };
         $call
     }};
 }
@@ -62,10 +45,9 @@ impl Vcpu {
     /// L1 executed a VMX instruction.
     pub(super) fn on_vmx_instruction(&mut self, board: &mut Board, reason: Reason) -> Then {
         let before = operation(&self.engine);
-        let outcome =
-            with_engine!(self, board, |soft| soft.linear(), |engine, host| {
-                engine.on_l1_instruction(host, reason)
-            });
+        let outcome = with_engine!(self, board, |soft| soft.linear(), |engine, host| {
+            engine.on_l1_instruction(host, reason)
+        });
         let after = operation(&self.engine);
         if before != after {
             control_register::follow_vmx_operation(&mut self.vmcs01.current, after);
@@ -127,8 +109,8 @@ impl Vcpu {
 
     /// L2 exited.
     pub(super) fn on_l2_exit(&mut self, board: &mut Board, reason: Reason) -> Then {
-        let exit = with_engine!(self, board, |_soft| NoOperand, |engine, host| engine
-            .on_l2_exit(host, reason));
+        let exit =
+            with_engine!(self, board, |_soft| NoOperand, |engine, host| engine.on_l2_exit(host, reason));
         let counted = match exit {
             L2Exit::Reflected => &mut self.counters.from_l2_reflected,
             L2Exit::Resumed | L2Exit::L0(_) | L2Exit::Abort(_) => &mut self.counters.from_l2_kept,
@@ -159,8 +141,8 @@ impl Vcpu {
 
     /// L0 emulated an instruction of L2, and it faults.
     pub(super) fn raise_in_l2(&mut self, board: &mut Board, exception: Exception) -> Concluded {
-        let raised = with_engine!(self, board, |_soft| NoOperand, |engine, host| engine
-            .raise(host, exception));
+        let raised =
+            with_engine!(self, board, |_soft| NoOperand, |engine, host| engine.raise(host, exception));
         match raised {
             L2Exit::Reflected => self.count_synthesised(),
             L2Exit::Abort(abort) => return Concluded::End(end(abort)),

@@ -175,13 +175,17 @@ impl<const LEFT: bool, const BY_CL: bool> Binary for Double<LEFT, BY_CL> {
 fn double<T: Width, const LEFT: bool>(value: u64, fill: u64, count: u32) -> (T, Status) {
     let bits = T::BITS;
     let (value, fill, mask) = (u128::from(value), u128::from(fill), u128::from(width_mask::<T>()));
-    let (result, carry) = if LEFT {
-        let triple = value << (2 * bits) | fill << bits | value;
-        let shifted = triple << count;
-        (shifted >> (2 * bits) & mask, shifted >> (3 * bits) & 1)
-    } else {
-        let triple = value << (2 * bits) | fill << bits | value;
-        (triple >> count & mask, triple >> (count - 1) & 1)
+    let (result, carry) = match (LEFT, bits) {
+        (true, 64) => ((value << 64 | fill) << count >> 64, value >> (64 - count) & 1),
+        (false, 64) => ((fill << 64 | value) >> count & mask, value >> (count - 1) & 1),
+        (true, _) => {
+            let shifted = (value << (2 * bits) | fill << bits | value) << count;
+            (shifted >> (2 * bits) & mask, shifted >> (3 * bits) & 1)
+        }
+        (false, _) => {
+            let triple = value << (2 * bits) | fill << bits | value;
+            (triple >> count & mask, triple >> (count - 1) & 1)
+        }
     };
     let result = T::from_u64(result as u64);
     let overflow = top::<T>(result.to_u64()) != top::<T>(value as u64);

@@ -219,6 +219,10 @@ macro_rules! handlers {
 /// The handler of a string instruction; a repeated one ends its block when it may stop early.
 pub(crate) fn select(d: &Decoding<'_>, op: &mut Op) -> Option<Selected> {
     use iced_x86::Mnemonic::*;
+    // MOVSD and CMPSD are also names of SSE2 instructions.
+    if d.inst.op0_register().is_xmm() || d.inst.op1_register().is_xmm() {
+        return None;
+    }
     let repeat = d.inst.has_rep_prefix() || d.inst.has_repne_prefix();
     let size = match d.inst.op_kind(0) {
         iced_x86::OpKind::Register => operand_size(d.inst, 0),

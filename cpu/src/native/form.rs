@@ -7,7 +7,7 @@ use super::simd;
 use super::thunk::{self, Plan, Slot, Use};
 use iced_x86::{
     Code, CpuidFeature, EncodingKind, Instruction, InstructionInfo, InstructionInfoFactory, Mnemonic,
-    OpAccess, OpKind, Register, RflagsBits,
+    OpAccess, OpCodeOperandKind, OpKind, Register, RflagsBits,
 };
 
 /// What an instruction does with its memory operand, in bytes.
@@ -94,11 +94,11 @@ fn has_memory(inst: &Instruction) -> bool {
 }
 
 /// Is the instruction one of those that are executed here, whether by a thunk or in software? XGETBV, XSETBV
-/// and CMOV are the core's.
+/// and CMOV are the core's; FWAIT is older than CPUID's features.
 pub fn is_offered(code: Code, offered: Features) -> bool {
     matches!(code.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
         && code.op_code().is_instruction()
-        && offered.has_all(code.cpuid_features())
+        && (code == Code::Wait || offered.has_all(code.cpuid_features()))
         && !waits_first(code)
         && !matches!(code, Code::Xgetbv | Code::Xsetbv)
         && code.cpuid_features() != [CpuidFeature::CMOV]
@@ -285,13 +285,24 @@ pub fn class(inst: &Instruction) -> Class {
         Class::Avx
     } else if is_x87(inst.code()) {
         Class::X87
-    } else if operands(inst).any(Register::is_xmm) {
+    } else if names(inst.code(), &XMM_OPERANDS) {
         Class::Sse
-    } else if operands(inst).any(Register::is_mm) {
+    } else if names(inst.code(), &MM_OPERANDS) {
         Class::Mmx
     } else {
         Class::General
     }
+}
+
+/// Operands that make an instruction one of the XMM registers, be they in memory.
+const XMM_OPERANDS: [OpCodeOperandKind; 3] =
+    [OpCodeOperandKind::xmm_reg, OpCodeOperandKind::xmm_rm, OpCodeOperandKind::xmm_or_mem];
+/// Operands that make an instruction one of the MMX registers.
+const MM_OPERANDS: [OpCodeOperandKind; 3] =
+    [OpCodeOperandKind::mm_reg, OpCodeOperandKind::mm_rm, OpCodeOperandKind::mm_or_mem];
+
+fn names(code: Code, kinds: &[OpCodeOperandKind]) -> bool {
+    code.op_code().op_kinds().iter().any(|kind| kinds.contains(kind))
 }
 
 /// The memory operand's size and direction.

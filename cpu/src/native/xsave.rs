@@ -43,6 +43,8 @@ const XSTATE_BV: Range<usize> = 512..520;
 const XCOMP_BV: Range<usize> = 520..528;
 /// XCOMP_BV bit 63: the compacted format.
 const COMPACTED: u64 = 1 << 63;
+/// Length of the legacy region and the header, which every area has.
+pub const AREA_LEGACY: usize = HEADER.end;
 /// Length of the longest area.
 pub const AREA: usize = EXTENDED[1].offset + EXTENDED[1].size;
 const INITIAL_MXCSR: u32 = 0x1f80;

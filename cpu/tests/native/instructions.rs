@@ -2,10 +2,32 @@
 
 use super::random::Random;
 use iced_x86::{Code, Encoder, EncodingKind, Instruction, OpCodeOperandKind, OpKind, Register};
+use std::collections::BTreeSet;
+
+/// An instruction, and the registers that its memory operand is addressed by.
+pub struct Sample {
+    pub inst: Instruction,
+    pub base: Option<Register>,
+    /// The vector register with the indices of a gather.
+    pub index: Option<Register>,
+}
 
 /// An instruction of this form with random operands, encoded for 64-bit mode; memory operands are [base].
 /// `None` if an operand is of a kind that no form under test has.
-pub fn random_instruction(code: Code, random: &mut Random) -> Option<(Instruction, Option<Register>)> {
+pub fn random_instruction(code: Code, random: &mut Random) -> Option<Sample> {
+    let sample = unchecked(code, random)?;
+    // A general operand must not be the base of the memory operand, or the test would lose the address.
+    let clash = registers(&sample.inst).any(|register| Some(register.full_register()) == sample.base);
+    let vectors: BTreeSet<_> = registers(&sample.inst).chain(sample.index).map(Register::number).collect();
+    let distinct = sample.index.is_none() || vectors.len() == 3;
+    if clash || !distinct { random_instruction(code, random) } else { Some(sample) }
+}
+
+fn registers(inst: &Instruction) -> impl Iterator<Item = Register> + '_ {
+    (0..inst.op_count()).filter(|&op| inst.op_kind(op) == OpKind::Register).map(|op| inst.op_register(op))
+}
+
+fn unchecked(code: Code, random: &mut Random) -> Option<Sample> {
     let info = code.op_code();
     let mut inst = Instruction::default();
     inst.set_code(code);
@@ -18,6 +40,7 @@ pub fn random_instruction(code: Code, random: &mut Random) -> Option<(Instructio
         Register::R12,
         Register::R13,
     ][random.below(7) as usize];
+    let mut index = None;
     let mut memory = None;
     let prefer_memory = random.below(2) == 0;
     for (op, &kind) in info.op_kinds().iter().enumerate() {
@@ -27,6 +50,18 @@ pub fn random_instruction(code: Code, random: &mut Random) -> Option<(Instructio
                 memory = Some(base);
                 inst.set_op_kind(op, OpKind::Memory);
                 inst.set_memory_base(base);
+            }
+            Choice::Scattered(first) => {
+                let register = first + random.below(16) as u32;
+                (memory, index) = (Some(base), Some(register));
+                inst.set_op_kind(op, OpKind::Memory);
+                inst.set_memory_base(base);
+                inst.set_memory_index(register);
+                inst.set_memory_index_scale(1 << random.below(4));
+            }
+            Choice::Destination => {
+                memory = Some(Register::RDI);
+                inst.set_op_kind(op, OpKind::MemorySegRDI);
             }
             Choice::Register(register) => {
                 inst.set_op_kind(op, OpKind::Register);
@@ -38,14 +73,13 @@ pub fn random_instruction(code: Code, random: &mut Random) -> Option<(Instructio
             }
         }
     }
-    // A general operand must not be the base of the memory operand, or the test would lose the address.
-    let clash = (0..inst.op_count())
-        .any(|op| inst.op_kind(op) == OpKind::Register && inst.op_register(op).full_register() == base);
-    if memory.is_some() && clash { random_instruction(code, random) } else { Some((inst, memory)) }
+    Some(Sample { inst, base: memory, index })
 }
 
 enum Choice {
     Memory,
+    Scattered(Register),
+    Destination,
     Register(Register),
     Immediate,
 }
@@ -84,15 +118,10 @@ fn operand(kind: OpCodeOperandKind, prefer_memory: bool, random: &mut Random) ->
         K::st0 => Choice::Register(Register::ST0),
         K::sti_opcode => Choice::Register(Register::ST0 + random.below(8) as u32),
         K::imm8 => Choice::Immediate,
+        K::mem_vsib32x | K::mem_vsib64x => Choice::Scattered(Register::XMM0),
+        K::mem_vsib32y | K::mem_vsib64y => Choice::Scattered(Register::YMM0),
+        K::seg_rDI => Choice::Destination,
         _ => return None,
-    })
-}
-
-/// Does the form touch memory elsewhere than at one operand: a gather, or a store through rDI?
-pub fn is_scattered(code: Code) -> bool {
-    use OpCodeOperandKind as K;
-    code.op_code().op_kinds().iter().any(|kind| {
-        matches!(kind, K::mem_vsib32x | K::mem_vsib32y | K::mem_vsib64x | K::mem_vsib64y | K::seg_rDI)
     })
 }
 

@@ -1,15 +1,21 @@
 //! Vector and floating-point instructions: each form through its thunk against the host's own execution with
 //! the whole state loaded. `NATIVE_CASES` sets the cases a form (default 1000).
 
+mod faults;
+#[path = "../guest/mod.rs"]
+mod guest;
 mod instructions;
 mod oracle;
 mod random;
+mod software;
+mod whole;
 
 use cpu::native::{Feature, Features, Machine as Outside, Operand, Raised, Store, Thunks, Work};
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
 use instructions::{candidates, encode, random_instruction};
-use oracle::{Machine, Oracle};
+use oracle::{Machine, Oracle, Outcome};
 use random::Random;
+use whole::Whole;
 
 const SEED: u64 = 0x7465_7374;
 /// Cases for each instruction, before other registers and immediates are chosen.
@@ -88,16 +94,12 @@ fn compare_form(code: Code, thunks: &mut Thunks, oracle: &mut Oracle, tally: &mu
     let mut random = Random(SEED ^ code as u64);
     let mut done = 0;
     while done < cases() {
-        let Some((inst, base)) = random_instruction(code, &mut random) else {
-            if instructions::is_scattered(code) {
-                tally.software.push(code);
-            } else {
-                let kinds = code.op_code().op_kinds();
-                tally.differences.push(format!("{code:?}: no operands known for {kinds:?}"));
-            }
+        let Some(sample) = random_instruction(code, &mut random) else {
+            let kinds = code.op_code().op_kinds();
+            tally.differences.push(format!("{code:?}: no operands known for {kinds:?}"));
             return;
         };
-        let bytes = encode(&inst);
+        let bytes = encode(&sample.inst);
         let decoded = decode(&bytes);
         assert_eq!(decoded.code(), code, "{bytes:02x?}");
         let Some(prepared) = thunks.prepare(&decoded, Features::host()) else {
@@ -111,12 +113,12 @@ fn compare_form(code: Code, thunks: &mut Thunks, oracle: &mut Oracle, tally: &mu
         oracle.prepare(&bytes);
         for _ in 0..CASES_EACH {
             let mut expected = random.machine();
-            if let Some(base) = base {
+            if let Some(base) = sample.base {
                 expected.general[base.number()] = oracle.operand_address();
             }
             let before = expected.clone();
             let mut got = expected.clone();
-            let trapped = oracle.run(&mut expected);
+            let trapped = oracle.run(&mut expected) == Outcome::SimdException;
             let raised = execute(thunks, prepared.work, &prepared.terms, &mut got);
             let forgiven = is_forgiven(code, &before, &mut expected, &got);
             tally.traps += usize::from(trapped);
@@ -183,4 +185,89 @@ fn every_form_does_what_the_host_does() {
     }
     assert!(tally.differences.is_empty(), "{} forms differ", tally.differences.len());
     assert!(tally.forms > 400, "only {} forms", tally.forms);
+}
+
+/// The largest distance of an operand from its aligned place.
+const SHIFTS: u64 = 64;
+
+fn compare_in_guest(code: Code, whole: &mut Whole, oracle: &mut Oracle, tally: &mut Tally) {
+    if std::env::var_os("NATIVE_VERBOSE").is_some() {
+        eprintln!("{code:?}");
+    }
+    let mut random = Random(SEED ^ code as u64);
+    let mut done = 0;
+    while done < cases() {
+        let Some(sample) = random_instruction(code, &mut random) else {
+            let kinds = code.op_code().op_kinds();
+            tally.differences.push(format!("{code:?}: no operands known for {kinds:?}"));
+            return;
+        };
+        let bytes = encode(&sample.inst);
+        oracle.prepare(&bytes);
+        whole.prepare(&bytes);
+        for _ in 0..CASES_EACH {
+            let at = if random.below(4) == 0 { random.below(SHIFTS) } else { 0 };
+            let place = whole::place(random.next());
+            let mut expected = random.machine();
+            software::adapt(&sample, &mut expected, at as usize, &mut random);
+            let mut got = expected.clone();
+            if let Some(base) = sample.base {
+                expected.general[base.number()] = oracle.operand_address() + at;
+                got.general[base.number()] = place + at;
+            }
+            let before = expected.clone();
+            let wanted = oracle.run(&mut expected);
+            let outcome = whole.run(&mut got, place);
+            if let Some(base) = sample.base {
+                let moved =
+                    got.general[base.number()].wrapping_sub(place).wrapping_add(oracle.operand_address());
+                got.general[base.number()] = moved;
+            }
+            software::forgive(code, &before, &mut expected, &mut got, at as usize);
+            let forgiven = is_forgiven(code, &before, &mut expected, &got);
+            tally.traps += usize::from(wanted != Outcome::Done);
+            if !forgiven && (wanted != outcome || expected != got) {
+                let what = format!(
+                    "{code:?} {bytes:02x?} at {at}: trapped {wanted:?}, raised {outcome:?}; {}",
+                    difference(&before, &expected, &got)
+                );
+                tally.differences.push(what);
+                return;
+            }
+        }
+        done += CASES_EACH;
+    }
+    tally.cases += done;
+    tally.forms += 1;
+}
+
+/// Forms that user mode cannot execute on the host, or that say more of the machine than of the instruction.
+fn is_testable(code: Code) -> bool {
+    use iced_x86::Mnemonic;
+    !matches!(
+        code.mnemonic(),
+        Mnemonic::Xsaves | Mnemonic::Xsaves64 | Mnemonic::Xrstors | Mnemonic::Xrstors64
+    )
+}
+
+#[test]
+fn every_form_does_in_a_guest_what_the_host_does() {
+    let host = Features::host();
+    let mut whole = Whole::new();
+    let mut oracle = Oracle::new(host.has(Feature::Avx));
+    let mut tally = Tally { forms: 0, cases: 0, traps: 0, software: Vec::new(), differences: Vec::new() };
+    let offered = [Feature::Sha, Feature::Gfni, Feature::Vaes, Feature::Vpclmulqdq]
+        .into_iter()
+        .fold(host, Features::without);
+    for code in candidates() {
+        if is_testable(code) && cpu::native::form::is_offered(code, offered) {
+            compare_in_guest(code, &mut whole, &mut oracle, &mut tally);
+        }
+    }
+    println!("{} forms in a guest, {} cases, {} exceptions", tally.forms, tally.cases, tally.traps);
+    for difference in &tally.differences {
+        println!("{difference}");
+    }
+    assert!(tally.differences.is_empty(), "{} forms differ", tally.differences.len());
+    assert!(tally.forms > 500, "only {} forms", tally.forms);
 }

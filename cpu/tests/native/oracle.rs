@@ -4,6 +4,7 @@
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register};
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use vmcs12::cpu_state::VectorState;
 
 const PAGE: usize = 4096;
@@ -16,7 +17,9 @@ const FLAGS_IN: usize = GENERAL_OUT + 128;
 const FLAGS_OUT: usize = FLAGS_IN + 8;
 const HOST_STACK: usize = FLAGS_IN + 16;
 const HOST_MXCSR: usize = FLAGS_IN + 24;
-/// Where the instruction's memory operand is, with room around it.
+/// Bytes of memory that an instruction can see: enough for an XSAVE area with AVX state.
+pub const MEMORY: usize = 896;
+/// Where they are.
 pub const OPERAND: usize = PAGE + 3072;
 const SIZE: usize = 2 * PAGE;
 
@@ -26,30 +29,42 @@ pub struct Machine {
     pub vector: VectorState,
     pub general: [u64; 16],
     pub rflags: u64,
-    pub memory: [u8; 64],
+    pub memory: [u8; MEMORY],
+}
+
+/// How an instruction ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    Done,
+    SimdException,
+    GeneralProtection,
 }
 
 /// A page of code that anything can be assembled into, and a page of data.
 pub struct Oracle {
+    /// The signal handler knows of one instruction at a time.
+    _turn: MutexGuard<'static, ()>,
     base: *mut u8,
     with_avx: bool,
 }
 
+static TURN: Mutex<()> = Mutex::new(());
 static FAULTING: AtomicU64 = AtomicU64::new(0);
 static RESUME: AtomicU64 = AtomicU64::new(0);
 static TRAPPED: AtomicU64 = AtomicU64::new(0);
 
-extern "C" fn on_sigfpe(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid context to an SA_SIGINFO handler.
     let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
     let rip = &mut registers[libc::REG_RIP as usize];
-    assert_eq!(*rip as u64, FAULTING.load(Ordering::Relaxed), "a SIGFPE that the test did not expect");
+    assert_eq!(*rip as u64, FAULTING.load(Ordering::Relaxed), "a signal that the test did not expect");
     *rip = RESUME.load(Ordering::Relaxed) as i64;
-    TRAPPED.store(1, Ordering::Relaxed);
+    TRAPPED.store(signal as u64, Ordering::Relaxed);
 }
 
 impl Oracle {
     pub fn new(with_avx: bool) -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: a fresh anonymous mapping.
         let base = unsafe {
             libc::mmap(
@@ -65,11 +80,12 @@ impl Oracle {
         // SAFETY: all-zero is a valid sigaction, and the handler is async-signal-safe.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = on_sigfpe as *const () as usize;
+            action.sa_sigaction = on_signal as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO;
             assert_eq!(libc::sigaction(libc::SIGFPE, &action, ptr::null_mut()), 0);
+            assert_eq!(libc::sigaction(libc::SIGSEGV, &action, ptr::null_mut()), 0);
         }
-        Self { base: base.cast(), with_avx }
+        Self { _turn: turn, base: base.cast(), with_avx }
     }
 
     /// The address of the memory operand.
@@ -149,8 +165,8 @@ impl Oracle {
         code.extend(encoder.take_buffer());
     }
 
-    /// Executes the prepared instruction; true if it raised SIGFPE.
-    pub fn run(&mut self, machine: &mut Machine) -> bool {
+    /// Executes the prepared instruction.
+    pub fn run(&mut self, machine: &mut Machine) -> Outcome {
         TRAPPED.store(0, Ordering::Relaxed);
         self.put(AREA_IN, &area(&machine.vector));
         self.put(AREA_OUT, &[0; 1024]);
@@ -167,7 +183,11 @@ impl Oracle {
         for (i, _) in general() {
             machine.general[i] = u64::from_le_bytes(self.get(GENERAL_OUT + 8 * i));
         }
-        TRAPPED.load(Ordering::Relaxed) == 1
+        match TRAPPED.load(Ordering::Relaxed) as libc::c_int {
+            0 => Outcome::Done,
+            libc::SIGFPE => Outcome::SimdException,
+            _ => Outcome::GeneralProtection,
+        }
     }
 
     fn put(&mut self, offset: usize, bytes: &[u8]) {

@@ -1,6 +1,6 @@
 //! Random states that floating point finds interesting.
 
-use super::oracle::Machine;
+use super::oracle::{MEMORY, Machine};
 use vmcs12::arch::rflags;
 use vmcs12::cpu_state::VectorState;
 
@@ -39,7 +39,7 @@ impl Random {
         self.next() % n
     }
 
-    fn fill(&mut self, bytes: &mut [u8]) {
+    pub fn fill(&mut self, bytes: &mut [u8]) {
         for chunk in bytes.chunks_mut(8) {
             let value = self.next().to_le_bytes();
             chunk.copy_from_slice(&value[..chunk.len()]);
@@ -87,7 +87,7 @@ impl Random {
     }
 
     /// An 80-bit operand: every class of encoding, unsupported ones included.
-    fn extended(&mut self, bytes: &mut [u8]) {
+    pub fn extended(&mut self, bytes: &mut [u8]) {
         let sign = (self.next() as u16) & 0x8000;
         let exponent: u16 = match self.below(8) {
             0 => 0,
@@ -145,13 +145,13 @@ impl Random {
             vector: self.vector_state(),
             general: std::array::from_fn(|_| self.next()),
             rflags: self.next() & rflags::STATUS | rflags::FIXED | rflags::IF,
-            memory: [0; 64],
+            memory: [0; MEMORY],
         };
         if self.below(3) == 0 {
             self.extended(&mut machine.memory);
-            self.vector(&mut machine.memory[16..]);
+            self.vector(&mut machine.memory[16..64]);
         } else {
-            self.vector(&mut machine.memory);
+            self.vector(&mut machine.memory[..64]);
         }
         // String comparisons take lengths in RAX and RDX.
         if self.below(2) == 0 {

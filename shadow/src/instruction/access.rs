@@ -2,12 +2,12 @@
 //! "VMREAD, VMWRITE, and Encodings of VMCS Fields".
 
 use super::Failure;
-use super::operand::InstructionInformation;
 use crate::engine::{Engine, Host, Msrs};
 use crate::mode;
 use vmcs12::addr::{Linear, Physical};
 use vmcs12::caps::{Capabilities, VmxMisc};
 use vmcs12::error::InstructionError;
+use vmcs12::exit::instruction_info::InstructionInformation;
 use vmcs12::field::{AnyField, Area, Vmcs, Width, table::GUEST_RIP};
 
 /// Encoding bit 0: the high 32 bits of a 64-bit field.

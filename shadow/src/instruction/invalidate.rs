@@ -1,7 +1,6 @@
 //! INVEPT and INVVPID. SDM Vol. 3, "VMX Instruction Reference"; "Operations that Invalidate Cached Mappings".
 
 use super::Failure;
-use super::operand::InstructionInformation;
 use crate::engine::{Engine, Host, Msrs};
 use vmcs12::addr::{Gva, Linear, Physical};
 use vmcs12::arch::eptp::{Eptp, memory_type};
@@ -11,6 +10,7 @@ use vmcs12::caps::{Capabilities, EptVpidCap};
 use vmcs12::control::{ENABLE_EPT, ENABLE_VPID};
 use vmcs12::error::InstructionError;
 use vmcs12::exit::Invalidation;
+use vmcs12::exit::instruction_info::InstructionInformation;
 
 /// Types of INVEPT.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

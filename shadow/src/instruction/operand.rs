@@ -8,25 +8,9 @@ use vmcs12::addr::{Gva, Linear, LinearFault, Physical};
 use vmcs12::arch::cr::cr4;
 use vmcs12::arch::event::Exception;
 use vmcs12::arch::segment::{AccessRights, SegmentRegister};
-use vmcs12::bits;
 use vmcs12::cpu_state::{CpuState, gpr};
+use vmcs12::exit::instruction_info::{InstructionInformation, MemoryOperand};
 use vmcs12::field::{Vmcs, table::*};
-
-bits! {
-    /// The VM-exit instruction-information field of VMX instructions.
-    pub struct InstructionInformation: u32 {
-        SCALING         1:0 u8;
-        REGISTER_1      6:3 u8;
-        ADDRESS_SIZE    9:7 u8;
-        IS_REGISTER    10   bool;
-        SEGMENT       17:15 u8;
-        INDEX         21:18 u8;
-        NO_INDEX      22    bool;
-        BASE          26:23 u8;
-        NO_BASE       27    bool;
-        REGISTER_2    31:28 u8;
-    }
-}
 
 /// What an access does to memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,9 +67,9 @@ impl<P: Physical, L: Linear, M: Msrs> Host<'_, P, L, M> {
     /// The linear address of the memory operand, its segment checked. SDM Vol. 3, "Limit Checking", "Type Checking".
     fn operand_address(&self, bytes: u64, direction: Direction) -> Result<Gva, Failure> {
         let vmcs = &self.vmcs01.current;
-        let information = self.information();
-        let segment = segment(information.get(InstructionInformation::SEGMENT));
-        let offset = effective_address(vmcs, self.state, information);
+        let operand = self.information().memory();
+        let segment = segment(operand.segment);
+        let offset = effective_address(vmcs, self.state, operand);
         let refused = match segment {
             SegmentRegister::Ss => Exception::ss(0),
             _ => Exception::gp(0),
@@ -111,22 +95,12 @@ fn segment(number: u8) -> SegmentRegister {
     SegmentRegister::ALL[usize::from(number).min(SegmentRegister::Gs as usize)]
 }
 
-fn effective_address(vmcs: &Vmcs, state: &CpuState, information: InstructionInformation) -> u64 {
-    let register = |field| full_register(vmcs, state, information.get(field));
-    let base = match information.get(InstructionInformation::NO_BASE) {
-        true => 0,
-        false => register(InstructionInformation::BASE),
-    };
-    let index = match information.get(InstructionInformation::NO_INDEX) {
-        true => 0,
-        false => register(InstructionInformation::INDEX) << information.get(InstructionInformation::SCALING),
-    };
-    let sum = base.wrapping_add(index).wrapping_add(vmcs.get(EXIT_QUALIFICATION));
-    match information.get(InstructionInformation::ADDRESS_SIZE) {
-        0 => sum & 0xffff,
-        1 => sum & 0xffff_ffff,
-        _ => sum,
-    }
+fn effective_address(vmcs: &Vmcs, state: &CpuState, operand: MemoryOperand) -> u64 {
+    let register = |number| full_register(vmcs, state, number);
+    let base = operand.base.map_or(0, register);
+    let index = operand.index.map_or(0, |(number, scaling)| register(number) << scaling);
+    let displacement = vmcs.get(EXIT_QUALIFICATION);
+    base.wrapping_add(index).wrapping_add(displacement) & operand.address_size.mask()
 }
 
 /// In 64-bit mode only FS and GS have a base.

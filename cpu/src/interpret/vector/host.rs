@@ -1,0 +1,137 @@
+//! Instructions that a thunk executes.
+
+use super::super::operand::{Address, Flat, Segmented};
+use super::super::{attempt, next};
+use super::by_address;
+use crate::block::{Handler, Op};
+use crate::decode::Decoding;
+use crate::flags::Status;
+use crate::mmu::Kind;
+use crate::native::{Form, Machine, MemoryUse, Operand, Packed, Raised, Store};
+use crate::state::{CodeSize, Cpu};
+use iced_x86::Encoder;
+use vmcs12::arch::cr::cr4;
+use vmcs12::arch::event::Exception;
+
+/// The handler of a form; its packed registers are in the immediate.
+pub(super) fn select(form: &Form, d: &Decoding<'_>, op: &mut Op) -> Handler {
+    if form.is_x87() {
+        [op.src, op.dst] = opcode_bytes(d);
+    }
+    match form.terms.memory {
+        MemoryUse::None => registers,
+        MemoryUse::Read(_) => by_address!(d, load),
+        MemoryUse::Write(_) | MemoryUse::ReadWrite(_) => by_address!(d, store),
+    }
+}
+
+/// The two bytes that FOP keeps of an x87 instruction: its opcode and ModR/M byte.
+fn opcode_bytes(d: &Decoding<'_>) -> [u8; 2] {
+    let mut encoder = Encoder::new(match d.size {
+        CodeSize::Bits16 => 16,
+        CodeSize::Bits32 => 32,
+        CodeSize::Bits64 => 64,
+    });
+    if encoder.encode(d.inst, d.inst.ip()).is_err() {
+        return [0; 2];
+    }
+    let bytes = encoder.take_buffer();
+    let escape = bytes.windows(2).find(|pair| pair[0] & 0xf8 == 0xd8);
+    escape.map_or([0; 2], |pair| [pair[0] & 7, pair[1]])
+}
+
+unsafe fn registers(cpu: &mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: handlers are called with a live operation.
+    let this = unsafe { &*op };
+    attempt!(cpu, op, cpu.form_ready(this));
+    let mut operand = Operand::default();
+    attempt!(cpu, op, cpu.execute(this, &mut operand, None));
+    next!(cpu, op)
+}
+
+unsafe fn load<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: handlers are called with a live operation.
+    let this = unsafe { &*op };
+    let terms = attempt!(cpu, op, cpu.form_ready(this));
+    let len = usize::from(terms.memory.reads().unwrap_or(0));
+    let linear = attempt!(cpu, op, A::linear(cpu, this, len, Kind::Read));
+    attempt!(cpu, op, cpu.aligned(linear, terms.alignment));
+    let mut operand = Operand::default();
+    attempt!(cpu, op, cpu.read_operand(this, linear, &mut operand.0[..len]));
+    attempt!(cpu, op, cpu.execute(this, &mut operand, Some(linear)));
+    next!(cpu, op)
+}
+
+unsafe fn store<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: handlers are called with a live operation.
+    let this = unsafe { &*op };
+    let terms = attempt!(cpu, op, cpu.form_ready(this));
+    let len = usize::from(terms.memory.writes().unwrap_or(0));
+    let linear = attempt!(cpu, op, A::linear(cpu, this, len, Kind::Write));
+    attempt!(cpu, op, cpu.aligned(linear, terms.alignment));
+    attempt!(cpu, op, cpu.writable_operand(this, linear, len));
+    let mut operand = Operand::default();
+    if terms.memory.reads().is_some() {
+        attempt!(cpu, op, cpu.read_operand(this, linear, &mut operand.0[..len]));
+    }
+    if attempt!(cpu, op, cpu.execute(this, &mut operand, Some(linear))) == Store::Done {
+        attempt!(cpu, op, cpu.write_operand(this, linear, &operand.0[..len]));
+    }
+    next!(cpu, op)
+}
+
+impl Cpu {
+    #[inline(always)]
+    fn form_ready(&mut self, op: &Op) -> Option<crate::native::Terms> {
+        let terms = self.thunks.form(Packed(op.imm).form()).terms;
+        self.vector_ready(terms.class)?;
+        if terms.waits {
+            self.x87_ready()?;
+        }
+        Some(terms)
+    }
+
+    /// Executes a form on its operand, which has been read, and whose write cannot fault.
+    #[inline(always)]
+    fn execute(&mut self, op: &Op, operand: &mut Operand, linear: Option<u64>) -> Option<Store> {
+        let packed = Packed(op.imm);
+        let form = self.thunks.form(packed.form());
+        let uses_flags = form.uses_flags();
+        let mut flags = if uses_flags { self.status.bits() } else { 0 };
+        // SAFETY: `state` is valid while guest code runs, and nothing else refers to it here.
+        let vector = unsafe { &mut (*self.state).vector };
+        let general = self.gpr.first_chunk_mut().expect("the sixteen registers come first");
+        let mut machine = Machine { general, rflags: &mut flags, operand };
+        let outcome = form.run(packed.registers(), vector, &mut machine);
+        let is_x87 = form.is_x87();
+        match outcome {
+            Ok(store) => {
+                if uses_flags {
+                    self.status = Status::from_bits(flags);
+                }
+                if is_x87 {
+                    self.note_x87(op, linear);
+                }
+                Some(store)
+            }
+            Err(Raised::SimdException) => {
+                let exception = if self.cr4 & cr4::OSXMMEXCPT != 0 { Exception::XM } else { Exception::UD };
+                self.fail(exception)
+            }
+        }
+    }
+
+    /// Notes the last x87 instruction. As CPUID leaf 7 announces of newer processors, FCS and FDS stay 0, and FDP
+    /// and FOP change only when an unmasked exception is found.
+    fn note_x87(&mut self, op: &Op, linear: Option<u64>) {
+        let fip = self.rip_of(op);
+        let offset = if linear.is_some() { self.effective_address(op) } else { 0 };
+        let [low, modrm] = [op.src, op.dst].map(u16::from);
+        let state = self.vector_state();
+        state.fip = fip;
+        if crate::native::x87::pending(state) {
+            state.fop = low << 8 | modrm;
+            state.fdp = offset;
+        }
+    }
+}
