@@ -29,6 +29,14 @@ macro_rules! next {
     }};
 }
 
+/// Goes on with the next operation of the block by way of the loop in `run.rs`: for handlers whose locals have their
+/// address taken, which would keep the call from being a sibling call.
+macro_rules! onward {
+    ($op:ident) => {
+        return $op.wrapping_add(1)
+    };
+}
+
 /// Goes on with the operation `$target`.
 macro_rules! go {
     ($cpu:ident, $target:expr) => {{
@@ -50,7 +58,7 @@ macro_rules! attempt {
     };
 }
 
-pub(crate) use {attempt, go, next};
+pub(crate) use {attempt, go, next, onward};
 
 impl Cpu {
     /// RIP of an operation's instruction.

@@ -4,7 +4,7 @@ use super::arith::{Binary, atomically};
 use super::operand::{
     Address, Flat, Mem, Place, Reg, Segmented, Source, Src, Width, address_mask, register, set_register,
 };
-use super::{attempt, next};
+use super::{attempt, next, onward};
 use crate::alu;
 use crate::block::{Handler, Op};
 use crate::decode::{Decoding, operand_size, register_offset};
@@ -366,7 +366,7 @@ pub(crate) unsafe fn compare_exchange_pair<const WIDE: bool>(cpu: &mut Cpu, op: 
     let zf = vmcs12::arch::rflags::ZF;
     let bits = cpu.status.bits() & !zf;
     cpu.status = Status::from_bits(bits | if equal { zf } else { 0 });
-    next!(cpu, op)
+    onward!(op)
 }
 
 /// LOCK CMPXCHG16B of the host's.

@@ -1,7 +1,7 @@
 //! PUSH, POP, ENTER, LEAVE and the stack itself.
 
 use super::operand::{Flat, Imm, Mem, Place, Reg, Segmented, Source, Width};
-use super::{attempt, next};
+use super::{attempt, next, onward};
 use crate::block::{Handler, Op};
 use crate::decode::{Decoding, operand_size, register_offset};
 use crate::mmu::Kind;
@@ -210,7 +210,7 @@ unsafe fn enter<T: Width, const LONG: bool>(cpu: &mut Cpu, op: *const Op) -> *co
     };
     cpu.set_stack_pointer::<LONG>(top);
     super::operand::set_register(cpu, RBP as u8 * 8, T::from_u64(frame));
-    next!(cpu, op)
+    onward!(op)
 }
 
 fn enter_pushes<T: Width, const LONG: bool>(cpu: &mut Cpu, op: &Op, level: u64, old: T) -> Option<u64> {
@@ -253,7 +253,7 @@ unsafe fn pusha<T: Width>(cpu: &mut Cpu, op: *const Op) -> *const Op {
             return cpu.stop_at(op);
         }
     }
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn popa<T: Width>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -267,7 +267,7 @@ unsafe fn popa<T: Width>(cpu: &mut Cpu, op: *const Op) -> *const Op {
         super::operand::set_register(cpu, i as u8 * 8, value);
     }
     cpu.move_stack::<false>(8 * T::SIZE as u64);
-    next!(cpu, op)
+    onward!(op)
 }
 
 /// PUSHA, PUSHAD.

@@ -90,7 +90,7 @@ fn done<T>(value: Option<T>) -> Result<T, End> {
 #[inline(always)]
 unsafe fn finish(cpu: &mut Cpu, op: *const Op, step: Step) -> *const Op {
     match step {
-        Ok(Flow::Next) => super::next!(cpu, op),
+        Ok(Flow::Next) => super::onward!(op),
         Ok(Flow::Leave) => cpu.leave_after(op),
         Ok(Flow::To(rip)) => cpu.leave_to(op, rip),
         Ok(Flow::Trap(reason)) => trap(cpu, op, reason),

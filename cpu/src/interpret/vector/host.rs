@@ -1,7 +1,7 @@
 //! Instructions that a thunk executes.
 
 use super::super::operand::{Address, Flat, Segmented};
-use super::super::{attempt, next};
+use super::super::{attempt, onward};
 use super::by_address;
 use crate::block::{Handler, Op};
 use crate::decode::Decoding;
@@ -46,7 +46,7 @@ unsafe fn registers(cpu: &mut Cpu, op: *const Op) -> *const Op {
     attempt!(cpu, op, cpu.form_ready(this));
     let mut operand = Operand::default();
     attempt!(cpu, op, cpu.execute(this, &mut operand, None));
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn load<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -59,7 +59,7 @@ unsafe fn load<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     let mut operand = Operand::default();
     attempt!(cpu, op, cpu.read_operand(this, linear, &mut operand.0[..len]));
     attempt!(cpu, op, cpu.execute(this, &mut operand, Some(linear)));
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn store<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -77,7 +77,7 @@ unsafe fn store<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     if attempt!(cpu, op, cpu.execute(this, &mut operand, Some(linear))) == Store::Done {
         attempt!(cpu, op, cpu.write_operand(this, linear, &operand.0[..len]));
     }
-    next!(cpu, op)
+    onward!(op)
 }
 
 impl Cpu {

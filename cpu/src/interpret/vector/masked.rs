@@ -1,7 +1,7 @@
 //! Masked moves and gathers, element by element, and the instructions that clear registers.
 
 use super::super::operand::{Address, Flat, Segmented, address_mask};
-use super::super::{attempt, next};
+use super::super::{attempt, onward};
 use super::by_address;
 use crate::block::{Handler, Op};
 use crate::decode::Decoding;
@@ -64,14 +64,14 @@ unsafe fn vzeroupper(cpu: &mut Cpu, op: *const Op) -> *const Op {
     attempt!(cpu, op, cpu.vector_ready(Class::Avx));
     let count = cpu.vector_registers();
     software::zero_upper(cpu.vector_state(), count);
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn vzeroall(cpu: &mut Cpu, op: *const Op) -> *const Op {
     attempt!(cpu, op, cpu.vector_ready(Class::Avx));
     let count = cpu.vector_registers();
     software::zero_all(cpu.vector_state(), count);
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn masked_load<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -86,7 +86,7 @@ unsafe fn masked_load<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
         attempt!(cpu, op, cpu.read_operand(this, linear.wrapping_add(at as u64), into));
     }
     masked.commit(cpu.vector_state(), &loaded);
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn masked_store<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -96,7 +96,7 @@ unsafe fn masked_store<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     let masked = unpack(this);
     let linear = attempt!(cpu, op, A::linear(cpu, this, usize::from(masked.bytes), Kind::Write));
     attempt!(cpu, op, cpu.store_selected(this, masked, linear));
-    next!(cpu, op)
+    onward!(op)
 }
 
 /// MASKMOVQ, MASKMOVDQU and VMASKMOVDQU: to DS:rDI, or another segment.
@@ -120,7 +120,7 @@ unsafe fn store_at_rdi<const CLASS: u8>(cpu: &mut Cpu, op: *const Op) -> *const 
     if CLASS == MMX {
         x87::enter_mmx(cpu.vector_state());
     }
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn run_gather(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -135,7 +135,7 @@ unsafe fn run_gather(cpu: &mut Cpu, op: *const Op) -> *const Op {
         }
     }
     gather.finish(cpu.vector_state());
-    next!(cpu, op)
+    onward!(op)
 }
 
 impl Cpu {

@@ -1,7 +1,7 @@
 //! Moves: copies of 4 to 32 bytes, without a thunk.
 
 use super::super::operand::{Address, Flat, Segmented};
-use super::super::{attempt, next};
+use super::super::{attempt, onward};
 use crate::block::{Handler, Op};
 use crate::decode::Decoding;
 use crate::mmu::Kind;
@@ -89,7 +89,7 @@ unsafe fn load<A: Address, const BYTES: usize, const UNTIL: usize>(
     let mut value = [0; BYTES];
     attempt!(cpu, op, cpu.read_operand(this, linear, &mut value));
     cpu.set_ymm::<BYTES, UNTIL>(this.dst, value);
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn store<A: Address, const BYTES: usize, const UNTIL: usize>(
@@ -103,7 +103,7 @@ unsafe fn store<A: Address, const BYTES: usize, const UNTIL: usize>(
     attempt!(cpu, op, cpu.aligned(linear, this.imm as u8));
     let register = *cpu.ymm(this.src);
     attempt!(cpu, op, cpu.write_operand(this, linear, &register[..BYTES]));
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn copy_register<const BYTES: usize, const UNTIL: usize>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -113,7 +113,7 @@ unsafe fn copy_register<const BYTES: usize, const UNTIL: usize>(cpu: &mut Cpu, o
     let source = *cpu.ymm(this.src);
     let value = std::array::from_fn(|i| source[i]);
     cpu.set_ymm::<BYTES, UNTIL>(this.dst, value);
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn from_general<const BYTES: usize, const UNTIL: usize>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -122,7 +122,7 @@ unsafe fn from_general<const BYTES: usize, const UNTIL: usize>(cpu: &mut Cpu, op
     attempt!(cpu, op, cpu.vector_ready(const { class(UNTIL) }));
     let value = low::<BYTES>(cpu.gpr[usize::from(this.src)]);
     cpu.set_ymm::<8, UNTIL>(this.dst, value.to_le_bytes());
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn to_general<const BYTES: usize, const UNTIL: usize>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -132,7 +132,7 @@ unsafe fn to_general<const BYTES: usize, const UNTIL: usize>(cpu: &mut Cpu, op: 
     let source = *cpu.ymm(this.src);
     let value = u64::from_le_bytes(std::array::from_fn(|i| source[i]));
     cpu.gpr[usize::from(this.dst)] = low::<BYTES>(value);
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn zero<const BYTES: usize, const UNTIL: usize>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -140,7 +140,7 @@ unsafe fn zero<const BYTES: usize, const UNTIL: usize>(cpu: &mut Cpu, op: *const
     let this = unsafe { &*op };
     attempt!(cpu, op, cpu.vector_ready(const { class(UNTIL) }));
     cpu.set_ymm::<BYTES, UNTIL>(this.dst, [0; BYTES]);
-    next!(cpu, op)
+    onward!(op)
 }
 
 /// The low 4 or 8 bytes of a general register's value.

@@ -1,7 +1,7 @@
 //! LDMXCSR, STMXCSR, FXSAVE, FXRSTOR and the XSAVE family.
 
 use super::super::operand::{Address, Flat, Segmented};
-use super::super::{attempt, next};
+use super::super::{attempt, onward};
 use super::by_address;
 use crate::block::{Handler, Op};
 use crate::decode::Decoding;
@@ -65,7 +65,7 @@ unsafe fn ldmxcsr<A: Address, const VEX: bool>(cpu: &mut Cpu, op: *const Op) -> 
         Ok(value) => cpu.vector_state().mxcsr = value,
         Err(_) => return cpu.raise(op, Exception::gp(0)),
     }
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn stmxcsr<A: Address, const VEX: bool>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -75,31 +75,31 @@ unsafe fn stmxcsr<A: Address, const VEX: bool>(cpu: &mut Cpu, op: *const Op) -> 
     let linear = attempt!(cpu, op, A::linear(cpu, this, 4, Kind::Write));
     let value = cpu.vector_state().mxcsr;
     attempt!(cpu, op, cpu.store::<u32>(this, linear, value));
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn fxsave_image<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers are called with a live operation.
     attempt!(cpu, op, cpu.fxsave::<A>(unsafe { &*op }));
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn fxrstor_image<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers are called with a live operation.
     attempt!(cpu, op, cpu.fxrstor::<A>(unsafe { &*op }));
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn xsave_area<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers are called with a live operation.
     attempt!(cpu, op, cpu.xsave::<A>(unsafe { &*op }));
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn xrstor_area<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers are called with a live operation.
     attempt!(cpu, op, cpu.xrstor::<A>(unsafe { &*op }));
-    next!(cpu, op)
+    onward!(op)
 }
 
 impl Cpu {

@@ -1,7 +1,7 @@
 //! x87 instructions that move the control state, and EMMS.
 
 use super::super::operand::{Address, Flat, Segmented};
-use super::super::{attempt, next};
+use super::super::{attempt, onward};
 use super::by_address;
 use crate::block::{Handler, Op};
 use crate::decode::Decoding;
@@ -68,38 +68,38 @@ impl Cpu {
 unsafe fn fwait(cpu: &mut Cpu, op: *const Op) -> *const Op {
     attempt!(cpu, op, cpu.vector_ready(Class::Wait));
     attempt!(cpu, op, cpu.x87_ready());
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn obsolete(cpu: &mut Cpu, op: *const Op) -> *const Op {
     attempt!(cpu, op, cpu.vector_ready(Class::X87));
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn fninit(cpu: &mut Cpu, op: *const Op) -> *const Op {
     attempt!(cpu, op, cpu.vector_ready(Class::X87));
     x87::initialize(cpu.vector_state());
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn fnclex(cpu: &mut Cpu, op: *const Op) -> *const Op {
     attempt!(cpu, op, cpu.vector_ready(Class::X87));
     x87::clear_exceptions(cpu.vector_state());
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn emms(cpu: &mut Cpu, op: *const Op) -> *const Op {
     attempt!(cpu, op, cpu.vector_ready(Class::Mmx));
     attempt!(cpu, op, cpu.x87_ready());
     x87::leave_mmx(cpu.vector_state());
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn fnstsw_ax(cpu: &mut Cpu, op: *const Op) -> *const Op {
     attempt!(cpu, op, cpu.vector_ready(Class::X87));
     let word = cpu.vector_state().fsw;
     cpu.gpr[RAX] = cpu.gpr[RAX] & !0xffff | u64::from(word);
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn fldcw<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -107,7 +107,7 @@ unsafe fn fldcw<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     let this = unsafe { &*op };
     let word = attempt!(cpu, op, cpu.load_x87::<A, 2>(this, 2));
     x87::load_control(cpu.vector_state(), u16::from_le_bytes(word));
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn fnstcw<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -115,7 +115,7 @@ unsafe fn fnstcw<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     let this = unsafe { &*op };
     let fcw = cpu.vector_state().fcw;
     attempt!(cpu, op, cpu.store_word::<A>(this, fcw));
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn fnstsw<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -123,7 +123,7 @@ unsafe fn fnstsw<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     let this = unsafe { &*op };
     let fsw = cpu.vector_state().fsw;
     attempt!(cpu, op, cpu.store_word::<A>(this, fsw));
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn fldenv<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -132,7 +132,7 @@ unsafe fn fldenv<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     let layout = cpu.environment_layout(this);
     let image = attempt!(cpu, op, cpu.load_x87::<A, ENVIRONMENT_MAX>(this, layout.environment_len()));
     x87::load_environment(cpu.vector_state(), layout, &image);
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn fnstenv<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -144,7 +144,7 @@ unsafe fn fnstenv<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     attempt!(cpu, op, cpu.writable_operand(this, linear, len));
     let image = x87::store_environment(cpu.vector_state(), layout);
     attempt!(cpu, op, cpu.write_operand(this, linear, &image[..len]));
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn frstor<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -153,7 +153,7 @@ unsafe fn frstor<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     let layout = cpu.environment_layout(this);
     let image = attempt!(cpu, op, cpu.load_x87::<A, SAVE_MAX>(this, layout.save_len()));
     x87::restore(cpu.vector_state(), layout, &image);
-    next!(cpu, op)
+    onward!(op)
 }
 
 unsafe fn fnsave<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -165,5 +165,5 @@ unsafe fn fnsave<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     attempt!(cpu, op, cpu.writable_operand(this, linear, len));
     let image = x87::save(cpu.vector_state(), layout);
     attempt!(cpu, op, cpu.write_operand(this, linear, &image[..len]));
-    next!(cpu, op)
+    onward!(op)
 }
