@@ -12,6 +12,9 @@ use vmcs12::exit::qualification::{EptViolation, TaskSwitch};
 use vmcs12::exit::{Cause, Reason};
 use vmcs12::field::table::{EXIT_QUALIFICATION, PAGE_FAULT_ERROR_CODE_MASK, PAGE_FAULT_ERROR_CODE_MATCH};
 
+/// Deliveries without an instruction in between that count as none.
+const LONGEST_STALL: u32 = 4096;
+
 /// An event to be delivered through the IDT.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Delivery {
@@ -158,10 +161,25 @@ impl Cpu {
 
     /// Delivers an event; a VM exit that this takes has been recorded.
     pub(crate) fn deliver(&mut self, event: Delivery) -> Option<Cause> {
+        self.note_delivery();
         match self.deliver_to_end(event) {
             Outcome::Delivered | Outcome::Replaced => None,
             Outcome::Exit(cause) => Some(cause),
         }
+    }
+
+    /// A handler whose own first instruction faults can go on for ever without retiring one. Deviation: then each
+    /// run of deliveries counts as an instruction, so that the budget ends.
+    fn note_delivery(&mut self) {
+        let (retired, deliveries) = self.stall;
+        self.stall = if retired != self.retired {
+            (self.retired, 0)
+        } else if deliveries < LONGEST_STALL {
+            (retired, deliveries + 1)
+        } else {
+            self.retired += 1;
+            (self.retired, 0)
+        };
     }
 
     /// Delivers an event, or what comes of the exceptions met on the way.

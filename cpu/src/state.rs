@@ -151,6 +151,8 @@ pub struct Cpu {
     pub(crate) trap_suppressed: bool,
     /// The instruction that runs is an IRET that has loaded RFLAGS.RF for the next one.
     pub(crate) resume_loaded: bool,
+    /// The count of instructions at the last delivery of an event, and how many there have been since it changed.
+    pub(crate) stall: (u64, u32),
     /// TSC of the first and of the last PAUSE of the loop that PAUSE-loop exiting watches.
     pub(crate) pause_loop: (u64, u64),
     pub(crate) controls: Controls,
@@ -224,6 +226,7 @@ impl Cpu {
             nmi_unblocking: false,
             trap_suppressed: false,
             resume_loaded: false,
+            stall: (0, 0),
             pause_loop: (0, 0),
             controls: Controls::default(),
             cr0: cr0::ET,

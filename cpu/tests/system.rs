@@ -800,3 +800,30 @@ fn an_ept_violation_on_the_way_to_a_handler_reports_the_event() {
     assert_eq!((vmcs.get(GUEST_PHYSICAL_ADDRESS), vmcs.get(GUEST_RIP)), (0x80_0ff8, CODE));
     assert_eq!((vmcs.get(GUEST_RSP), vmcs.get(VM_EXIT_INSTRUCTION_LENGTH)), (0x80_1000, 2));
 }
+
+#[test]
+fn a_guest_that_only_faults_uses_up_its_budget() {
+    let mut guest = with_tables();
+    // The handler of #PF is not mapped, and its stack starts anew each time.
+    let far = UNMAPPED;
+    let low = u64::from(CODE_64) << 16 | 1 << 32 | INTERRUPT << 40;
+    guest.memory.write_u64(Pa(IDT + u64::from(vector::PF) * 16), low);
+    guest.memory.write_u64(Pa(IDT + u64::from(vector::PF) * 16 + 8), far >> 32);
+    guest.load(|a| {
+        a.mov(rax, far).unwrap();
+        a.jmp(rax).unwrap();
+    });
+    let exit = guest.run(5);
+    assert_eq!((exit.cause, exit.retired), (Cause::Budget, 5));
+}
+
+#[test]
+fn the_last_address_is_code_like_any_other() {
+    let mut guest = with_tables();
+    guest.load(|a| {
+        a.mov(rax, -1i64 as u64).unwrap();
+        a.jmp(rax).unwrap();
+    });
+    assert_eq!(handler(&mut guest), u64::from(vector::PF));
+    assert_eq!(guest.state.cr2, u64::MAX);
+}

@@ -60,6 +60,36 @@ pub(crate) struct Context {
     large: [u64; 16],
     /// A fragment of a 1-GiB page is cached.
     has_1g: bool,
+    /// Entries that may hold a translation, and jumps that may hold a target: all that a flush looks at.
+    filled: Slots<{ ENTRIES / 64 }>,
+    jumped: Slots<{ JUMPS / 64 }>,
+}
+
+/// A set of slots.
+#[derive(Clone, Copy)]
+struct Slots<const WORDS: usize>([u64; WORDS]);
+
+impl<const WORDS: usize> Slots<WORDS> {
+    const NONE: Self = Self([0; WORDS]);
+
+    fn insert(&mut self, i: usize) {
+        self.0[i / 64] |= 1 << (i % 64);
+    }
+
+    fn remove(&mut self, i: usize) {
+        self.0[i / 64] &= !(1 << (i % 64));
+    }
+
+    fn iter(self) -> impl Iterator<Item = usize> {
+        self.0.into_iter().enumerate().flat_map(|(word, bits)| {
+            let mut left = bits;
+            std::iter::from_fn(move || {
+                let bit = left.trailing_zeros() as usize;
+                left &= left.wrapping_sub(1);
+                (bit < 64).then_some(word * 64 + bit)
+            })
+        })
+    }
 }
 
 /// The index of a linear address.
@@ -78,7 +108,8 @@ fn empty_entry(i: usize) -> Entry {
     Entry { read: invalid_tag(i), write: invalid_tag(i), host: std::ptr::null_mut(), frame: 0 }
 }
 
-const NO_JUMP: Jump = Jump { linear: u64::MAX, target: std::ptr::null() };
+/// No code is at this address: it is not canonical.
+const NO_JUMP: Jump = Jump { linear: 1 << 63, target: std::ptr::null() };
 
 /// Size of the page that a translation comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd)]
@@ -90,23 +121,23 @@ pub(crate) enum PageSize {
 
 impl Context {
     fn new() -> Box<Self> {
-        let mut context = Box::new(Self {
-            entries: [Entry { read: 0, write: 0, host: std::ptr::null_mut(), frame: 0 }; ENTRIES],
+        Box::new(Self {
+            entries: std::array::from_fn(empty_entry),
             jumps: [NO_JUMP; JUMPS],
             key: Key::default(),
             used: 0,
             in_use: false,
             large: [0; 16],
             has_1g: false,
-        });
-        context.clear();
-        context
+            filled: Slots::NONE,
+            jumped: Slots::NONE,
+        })
     }
 
     /// Drops every translation.
     pub fn clear(&mut self) {
-        for (i, entry) in self.entries.iter_mut().enumerate() {
-            *entry = empty_entry(i);
+        for i in std::mem::replace(&mut self.filled, Slots::NONE).iter() {
+            self.entries[i] = empty_entry(i);
         }
         self.large = [0; 16];
         self.has_1g = false;
@@ -115,17 +146,44 @@ impl Context {
 
     /// Drops every translation that is not global.
     pub fn clear_non_global(&mut self) {
-        for (i, entry) in self.entries.iter_mut().enumerate() {
-            if entry.frame & GLOBAL == 0 {
-                *entry = empty_entry(i);
+        for i in self.filled.iter() {
+            if self.entries[i].frame & GLOBAL == 0 {
+                self.entries[i] = empty_entry(i);
+                self.filled.remove(i);
             }
         }
-        self.forget_jumps();
+        // A target whose page is still cached is still good.
+        for i in self.jumped.iter() {
+            let page = self.jumps[i].linear & !0xfff;
+            if self.entries[index(page)].read != page {
+                self.jumps[i] = NO_JUMP;
+                self.jumped.remove(i);
+            }
+        }
     }
 
     /// Drops every branch target.
     pub fn forget_jumps(&mut self) {
-        self.jumps.fill(NO_JUMP);
+        for i in std::mem::replace(&mut self.jumped, Slots::NONE).iter() {
+            self.jumps[i] = NO_JUMP;
+        }
+    }
+
+    /// Drops the branch targets in a naturally aligned region.
+    fn forget_jumps_in(&mut self, span: u64, region: u64) {
+        for i in self.jumped.iter() {
+            if self.jumps[i].linear & span == region & span {
+                self.jumps[i] = NO_JUMP;
+                self.jumped.remove(i);
+            }
+        }
+    }
+
+    /// Keeps a branch target.
+    pub fn remember_jump(&mut self, linear: u64, target: *const Op) {
+        let i = Self::jump_index(linear);
+        self.jumps[i] = Jump { linear, target };
+        self.jumped.insert(i);
     }
 
     fn large_bit(linear: u64) -> (usize, u64) {
@@ -133,8 +191,9 @@ impl Context {
         (region / 64, 1 << (region % 64))
     }
 
-    /// Notes that the entry of `linear` is a fragment of a larger page.
+    /// Notes that the entry of `linear` is in use, and whether it is a fragment of a larger page.
     pub fn note_size(&mut self, linear: u64, size: PageSize) {
+        self.filled.insert(index(linear));
         if size != PageSize::Small {
             let (word, bit) = Self::large_bit(linear);
             self.large[word] |= bit;
@@ -155,22 +214,25 @@ impl Context {
                 {
                     self.entries[i] = empty_entry(i);
                 }
-                return self.forget_jumps();
+                return self.forget_jumps_in(!0xfff, page);
             }
         };
-        for (i, entry) in self.entries.iter_mut().enumerate() {
-            if (entry.read & span == page & span || entry.write & span == page & span) && which(entry) {
-                *entry = empty_entry(i);
+        for i in self.filled.iter() {
+            let entry = &self.entries[i];
+            let inside = entry.read & span == page & span || entry.write & span == page & span;
+            if inside && which(entry) {
+                self.entries[i] = empty_entry(i);
+                self.filled.remove(i);
             }
         }
-        self.forget_jumps();
+        self.forget_jumps_in(span, page);
     }
 
     /// Takes back every permission to write without a look at the frame's flags.
     pub fn drop_writes_to(&mut self, frame: u64) {
-        for (i, entry) in self.entries.iter_mut().enumerate() {
-            if entry.frame & !0xfff == frame {
-                entry.write = invalid_tag(i);
+        for i in self.filled.iter() {
+            if self.entries[i].frame & !0xfff == frame {
+                self.entries[i].write = invalid_tag(i);
             }
         }
     }
