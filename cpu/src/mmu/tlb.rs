@@ -5,7 +5,7 @@ use crate::block::Op;
 /// Translations a context holds.
 pub(crate) const ENTRIES: usize = 1024;
 /// Branch targets a context holds.
-const JUMPS: usize = 1024;
+const JUMPS: usize = 4096;
 /// Contexts in the pool.
 const CONTEXTS: usize = 32;
 
@@ -53,6 +53,8 @@ pub(crate) struct Key {
 pub(crate) struct Context {
     pub entries: [Entry; ENTRIES],
     pub jumps: [Jump; JUMPS],
+    /// Exclusive-ored into the addresses of `jumps`: another salt forgets them all.
+    pub salt: u64,
     pub key: Key,
     used: u64,
     in_use: bool,
@@ -78,7 +80,11 @@ fn empty_entry(i: usize) -> Entry {
     Entry { read: invalid_tag(i), write: invalid_tag(i), host: std::ptr::null_mut(), frame: 0 }
 }
 
-const NO_JUMP: Jump = Jump { linear: u64::MAX, target: std::ptr::null() };
+/// No canonical address under any salt: bit 63 is set and bit 47, which no salt changes, is not.
+const NO_JUMP: Jump = Jump { linear: 1 << 63, target: std::ptr::null() };
+/// Salts are bits 62:48.
+const SALT_STEP: u64 = 1 << 48;
+const SALT_MASK: u64 = 0x7fff << 48;
 
 /// Size of the page that a translation comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd)]
@@ -93,6 +99,7 @@ impl Context {
         let mut context = Box::new(Self {
             entries: [Entry { read: 0, write: 0, host: std::ptr::null_mut(), frame: 0 }; ENTRIES],
             jumps: [NO_JUMP; JUMPS],
+            salt: 0,
             key: Key::default(),
             used: 0,
             in_use: false,
@@ -123,9 +130,17 @@ impl Context {
         self.forget_jumps();
     }
 
-    /// Drops every branch target.
+    /// Drops every branch target. Bits 63:47 of a canonical address are alike, so those of two salts never meet.
     pub fn forget_jumps(&mut self) {
-        self.jumps.fill(NO_JUMP);
+        self.salt = self.salt.wrapping_add(SALT_STEP) & SALT_MASK;
+        if self.salt == 0 {
+            self.jumps.fill(NO_JUMP);
+        }
+    }
+
+    /// Puts a branch target into the jump cache.
+    pub fn remember(&mut self, linear: u64, target: *const Op) {
+        self.jumps[Self::jump_index(linear)] = Jump { linear: linear ^ self.salt, target };
     }
 
     fn large_bit(linear: u64) -> (usize, u64) {
