@@ -6,6 +6,7 @@
 mod host;
 mod masked;
 mod moves;
+mod plain;
 mod save;
 mod x87;
 
@@ -75,10 +76,7 @@ pub(crate) fn select(cpu: &mut Cpu, d: &Decoding<'_>, op: &mut Op) -> Option<Sel
     let prepared = cpu.thunks.prepare(d.inst, offered)?;
     let run = match prepared.work {
         Work::Move(copy) => moves::select(copy, prepared.terms, d, op),
-        Work::Host(id, registers) => {
-            op.imm = native::Packed::new(id, registers).0;
-            host::select(cpu.thunks.form(id), d, op)
-        }
+        Work::Host(id, registers) => host::select(cpu.thunks.form(id), id, registers, d, op),
         Work::Software(software) => of_software(software, prepared.terms, d, op)?,
     };
     Some(Selected::next(run))

@@ -1,24 +1,35 @@
 //! Instructions that a thunk executes.
 
 use super::super::operand::Address;
-use super::{by_address, outlined};
+use super::{by_address, outlined, plain};
 use crate::block::{Handler, Op};
 use crate::decode::Decoding;
 use crate::flags::Status;
 use crate::mmu::Kind;
-use crate::native::{Form, Machine, MemoryUse, Operand, Packed, Raised, Store};
+use crate::native::{Form, FormId, Machine, MemoryUse, Operand, Packed, Raised, Registers, Store};
 use crate::state::{CodeSize, Cpu};
 use iced_x86::Encoder;
 use vmcs12::arch::cr::cr4;
 use vmcs12::arch::event::Exception;
 
-/// The handler of a form; its packed registers are in the immediate.
-pub(super) fn select(form: &Form, d: &Decoding<'_>, op: &mut Op) -> Handler {
+/// The handler of a form. Of a plain one the immediate is its address, and `dst` and `src` hold its registers; of
+/// the others the immediate holds all.
+pub(super) fn select(
+    form: &Form,
+    id: FormId,
+    registers: Registers,
+    d: &Decoding<'_>,
+    op: &mut Op,
+) -> Handler {
+    if form.is_plain() && form.terms.memory.writes().is_none() {
+        return plain::select(form, registers, d, op);
+    }
+    op.imm = Packed::new(id, registers).0;
     if form.is_x87() {
         [op.src, op.dst] = opcode_bytes(d);
     }
     match form.terms.memory {
-        MemoryUse::None => outlined!(registers),
+        MemoryUse::None => outlined!(without_memory),
         MemoryUse::Read(_) => by_address!(d, load),
         MemoryUse::Write(_) | MemoryUse::ReadWrite(_) => by_address!(d, store),
     }
@@ -40,7 +51,7 @@ fn opcode_bytes(d: &Decoding<'_>) -> [u8; 2] {
 }
 
 #[inline(never)]
-fn registers(cpu: &mut Cpu, op: &Op) -> Option<()> {
+fn without_memory(cpu: &mut Cpu, op: &Op) -> Option<()> {
     cpu.form_ready(op)?;
     let mut operand = Operand::default();
     cpu.execute(op, &mut operand, None)?;

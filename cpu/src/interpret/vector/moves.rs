@@ -51,6 +51,10 @@ pub(super) fn select(copy: Move, terms: Terms, d: &Decoding<'_>, op: &mut Op) ->
             (op.dst, op.src) = (to, from);
             sized!(bytes, until, to_general)
         }
+        Move::Signs { to, from } => {
+            (op.dst, op.src) = (to, from);
+            signs
+        }
         Move::Zero { to, .. } => {
             op.dst = to;
             sized!(16, until, zero)
@@ -176,6 +180,14 @@ unsafe fn zero<const BYTES: usize, const UNTIL: usize>(cpu: &mut Cpu, op: *const
     let this = unsafe { &*op };
     attempt!(cpu, op, cpu.vector_ready(const { class(UNTIL) }));
     cpu.set_ymm::<BYTES, UNTIL>(this.dst, [0; BYTES]);
+    next!(cpu, op)
+}
+
+unsafe fn signs(cpu: &mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: handlers are called with a live operation.
+    let this = unsafe { &*op };
+    attempt!(cpu, op, cpu.vector_ready(Class::Sse));
+    cpu.gpr[usize::from(this.dst)] = crate::native::moves::signs(cpu.ymm(this.src));
     next!(cpu, op)
 }
 
