@@ -16,6 +16,6 @@ mod state;
 pub(crate) mod vmx;
 
 pub use bus::Bus;
-pub use mmu::memory::{Memory, Region};
 pub use mmu::linear::LinearView;
+pub use mmu::memory::{Memory, Region};
 pub use state::{Cpu, Lacks, Model, Time, lacks};

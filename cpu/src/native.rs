@@ -113,7 +113,9 @@ pub struct Prepared {
 pub struct Thunks {
     arena: Arena,
     host: Features,
-    forms: Vec<Form>,
+    /// Boxed, so that the core can keep pointers to them.
+    #[allow(clippy::vec_box, reason = "a form never moves")]
+    forms: Vec<Box<Form>>,
     known: HashMap<Key, Option<FormId>>,
 }
 
@@ -170,7 +172,7 @@ impl Thunks {
         known.map(|id| Prepared { terms: self.form(id).terms, work: Work::Host(id, form::registers(inst)) })
     }
 
-    /// The form of a prepared instruction.
+    /// The form of a prepared instruction; it stays where it is as long as this value lives.
     #[inline(always)]
     pub fn form(&self, id: FormId) -> &Form {
         &self.forms[id.0 as usize]
@@ -181,7 +183,7 @@ impl Thunks {
         let code = thunk::assemble(&plan).ok()?;
         let start = self.arena.add(&code)?;
         let id = FormId(u32::try_from(self.forms.len()).ok()?);
-        self.forms.push(Form::new(start, &plan, inst, form::terms(inst)));
+        self.forms.push(Box::new(Form::new(start, &plan, inst, form::terms(inst))));
         Some(id)
     }
 }
@@ -265,6 +267,25 @@ impl Form {
     #[inline(always)]
     pub fn uses_flags(&self) -> bool {
         self.uses_flags
+    }
+
+    /// Does it use XMM or YMM registers and perhaps memory, and nothing else?
+    pub fn is_plain(&self) -> bool {
+        matches!(self.kind, Kind::Plain) && !self.enters_mmx
+    }
+
+    /// Executes a plain form that does not write memory.
+    ///
+    /// # Safety
+    /// The form is plain, `state` is valid for reading and writing, and if the form reads memory, `operand` is
+    /// valid for reading as many bytes, and as aligned as its terms demand.
+    #[inline(always)]
+    pub unsafe fn run_plain(&self, vector: [u8; SLOTS], state: *mut VectorState, operand: *const u8) {
+        let base = state.cast::<u8>().wrapping_add(offset_of!(VectorState, ymm));
+        let [a, b, c, d] = vector.map(|number| base.wrapping_add(32 * index(number)));
+        // SAFETY: the thunk of a plain form uses no context, reads at most the operand's bytes, and reads and writes
+        // the registers that its slots point to, which are all in the state.
+        unsafe { (self.thunk)(ptr::null_mut(), operand.cast_mut(), a, b, c, d) };
     }
 
     /// Is it an x87 instruction, which leaves its addresses in the pointers?

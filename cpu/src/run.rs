@@ -111,7 +111,7 @@ impl Cpu {
         match self.fetch_block(rip, linear) {
             Some(target) => {
                 // SAFETY: as above.
-                unsafe { (*self.context).remember_jump(linear, target) };
+                unsafe { (*self.context).remember(linear, target) };
                 target
             }
             None => std::ptr::null(),

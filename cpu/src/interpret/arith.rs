@@ -145,38 +145,39 @@ impl<A: Alu> Binary for Plain<A> {
     unsafe fn run<T: Width, D: Place, S: Source>(cpu: &mut Cpu, op: *const Op) -> *const Op {
         // SAFETY: handlers are called with a live operation.
         let this = unsafe { &*op };
+        let Some(b) = S::quick::<T>(cpu, this) else { return slowly::<A, T, D, S>(cpu, op) };
         if D::MEMORY && A::WRITES {
-            let b = attempt!(cpu, op, S::get::<T>(cpu, this));
-            if let Some(place) = attempt!(cpu, op, D::host::<T>(cpu, this)) {
-                // SAFETY: `host` gives a place in a mapped page that may be written.
-                let a = unsafe { place.read_unaligned() };
-                let (value, status) = A::compute(a, b, cpu.status);
-                // SAFETY: as above.
-                unsafe { place.write_unaligned(value) };
-                cpu.status = status;
-                next!(cpu, op);
-            }
-            return update_slowly::<A, T, D>(cpu, op, b);
+            let Some(place) = D::place::<T>(cpu, this) else { return slowly::<A, T, D, S>(cpu, op) };
+            // SAFETY: `place` is in a mapped page and may be written.
+            let (value, status) = A::compute(unsafe { place.read_unaligned() }, b, cpu.status);
+            // SAFETY: as above.
+            unsafe { place.write_unaligned(value) };
+            cpu.status = status;
+            next!(cpu, op);
         }
-        let a = attempt!(cpu, op, D::get::<T>(cpu, this));
-        let b = attempt!(cpu, op, S::get::<T>(cpu, this));
+        let Some(a) = D::quick::<T>(cpu, this) else { return slowly::<A, T, D, S>(cpu, op) };
         let (value, status) = A::compute(a, b, cpu.status);
         if A::WRITES {
-            attempt!(cpu, op, D::put::<T>(cpu, this, value));
+            set_register(cpu, this.dst, value);
         }
         cpu.status = status;
         next!(cpu, op)
     }
 }
 
+/// The slow twin of the handlers of an [`Alu`]; atomicity is not asked for or cannot be had.
 #[cold]
 #[inline(never)]
-fn update_slowly<A: Alu, T: Width, D: Place>(cpu: &mut Cpu, op: *const Op, b: T) -> *const Op {
+fn slowly<A: Alu, T: Width, D: Place, S: Source>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers are called with a live operation.
     let this = unsafe { &*op };
-    let a = attempt!(cpu, op, D::get_for_update::<T>(cpu, this));
+    let b = attempt!(cpu, op, S::get::<T>(cpu, this));
+    let a = if A::WRITES { D::get_for_update::<T>(cpu, this) } else { D::get::<T>(cpu, this) };
+    let a = attempt!(cpu, op, a);
     let (value, status) = A::compute(a, b, cpu.status);
-    attempt!(cpu, op, D::put::<T>(cpu, this, value));
+    if A::WRITES {
+        attempt!(cpu, op, D::put::<T>(cpu, this, value));
+    }
     cpu.status = status;
     next!(cpu, op)
 }
@@ -262,12 +263,11 @@ impl<A: Alu> Binary for Locked<A> {
     unsafe fn run<T: Width, D: Place, S: Source>(cpu: &mut Cpu, op: *const Op) -> *const Op {
         // SAFETY: handlers are called with a live operation.
         let this = unsafe { &*op };
-        let b = attempt!(cpu, op, S::get::<T>(cpu, this));
-        let Some(place) = attempt!(cpu, op, D::host::<T>(cpu, this)) else {
-            return update_slowly::<A, T, D>(cpu, op, b);
+        let (Some(b), Some(place)) = (S::quick::<T>(cpu, this), D::place::<T>(cpu, this)) else {
+            return slowly::<A, T, D, S>(cpu, op);
         };
         let before = cpu.status;
-        // SAFETY: `host` gives a place in a mapped page that may be written.
+        // SAFETY: `place` is in a mapped page and may be written.
         cpu.status = unsafe { atomically(place, |a| A::compute(a, b, before)) };
         next!(cpu, op)
     }
@@ -320,32 +320,41 @@ impl<F: One> Unary for Plain<F> {
     unsafe fn run<T: Width, D: Place>(cpu: &mut Cpu, op: *const Op) -> *const Op {
         // SAFETY: handlers are called with a live operation.
         let this = unsafe { &*op };
-        if let Some(place) = attempt!(cpu, op, D::host::<T>(cpu, this)) {
-            // SAFETY: `host` gives a place in a mapped page that may be written.
+        if D::MEMORY {
+            let Some(place) = D::place::<T>(cpu, this) else { return one_slowly::<F, T, D>(cpu, op) };
+            // SAFETY: `place` is in a mapped page and may be written.
             let (value, status) = F::compute(unsafe { place.read_unaligned() }, cpu.status);
             // SAFETY: as above.
             unsafe { place.write_unaligned(value) };
             cpu.status = status;
             next!(cpu, op);
         }
-        let a = attempt!(cpu, op, D::get_for_update::<T>(cpu, this));
-        let (value, status) = F::compute(a, cpu.status);
-        attempt!(cpu, op, D::put::<T>(cpu, this, value));
+        let (value, status) = F::compute(register::<T>(cpu, this.dst), cpu.status);
+        set_register(cpu, this.dst, value);
         cpu.status = status;
         next!(cpu, op)
     }
+}
+
+#[cold]
+#[inline(never)]
+fn one_slowly<F: One, T: Width, D: Place>(cpu: &mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: handlers are called with a live operation.
+    let this = unsafe { &*op };
+    let a = attempt!(cpu, op, D::get_for_update::<T>(cpu, this));
+    let (value, status) = F::compute(a, cpu.status);
+    attempt!(cpu, op, D::put::<T>(cpu, this, value));
+    cpu.status = status;
+    next!(cpu, op)
 }
 
 impl<F: One> Unary for Locked<F> {
     unsafe fn run<T: Width, D: Place>(cpu: &mut Cpu, op: *const Op) -> *const Op {
         // SAFETY: handlers are called with a live operation.
         let this = unsafe { &*op };
-        let Some(place) = attempt!(cpu, op, D::host::<T>(cpu, this)) else {
-            // SAFETY: as this function's.
-            return unsafe { <Plain<F> as Unary>::run::<T, D>(cpu, op) };
-        };
+        let Some(place) = D::place::<T>(cpu, this) else { return one_slowly::<F, T, D>(cpu, op) };
         let before = cpu.status;
-        // SAFETY: `host` gives a place in a mapped page that may be written.
+        // SAFETY: `place` is in a mapped page and may be written.
         cpu.status = unsafe { atomically(place, |a| F::compute(a, before)) };
         next!(cpu, op)
     }
@@ -358,8 +367,8 @@ impl Binary for Xadd {
         // SAFETY: handlers are called with a live operation.
         let this = unsafe { &*op };
         let b: T = register(cpu, this.src);
-        let (old, status) = if let Some(place) = attempt!(cpu, op, D::host::<T>(cpu, this)) {
-            // SAFETY: `host` gives a place in a mapped page that may be written.
+        let (old, status) = if let Some(place) = D::place::<T>(cpu, this) {
+            // SAFETY: `place` is in a mapped page and may be written.
             unsafe {
                 atomically(place, |a| {
                     let (sum, status) = alu::add(a, b, false);
@@ -390,8 +399,8 @@ impl Binary for Xchg {
         // SAFETY: handlers are called with a live operation.
         let this = unsafe { &*op };
         let b: T = register(cpu, this.src);
-        let old = if let Some(place) = attempt!(cpu, op, D::host::<T>(cpu, this)) {
-            // SAFETY: `host` gives a place in a mapped page that may be written.
+        let old = if let Some(place) = D::place::<T>(cpu, this) {
+            // SAFETY: `place` is in a mapped page and may be written.
             unsafe { atomically(place, |a| (b, a)) }
         } else {
             let a = attempt!(cpu, op, D::get_for_update::<T>(cpu, this));
@@ -410,8 +419,8 @@ impl Binary for Cmpxchg {
         // SAFETY: handlers are called with a live operation.
         let this = unsafe { &*op };
         let (accumulator, new): (T, T) = (register(cpu, 0), register(cpu, this.src));
-        let old = if let Some(place) = attempt!(cpu, op, D::host::<T>(cpu, this)) {
-            // SAFETY: `host` gives a place in a mapped page that may be written.
+        let old = if let Some(place) = D::place::<T>(cpu, this) {
+            // SAFETY: `place` is in a mapped page and may be written.
             T::from_u64(unsafe { compare_exchange(place, accumulator, new) })
         } else {
             let old = attempt!(cpu, op, D::get_for_update::<T>(cpu, this));

@@ -37,8 +37,8 @@ impl<const KIND: u8> Binary for BitTest<KIND> {
             cpu.status = cpu.status.with_carry(value & bit != 0);
             next!(cpu, op);
         }
-        let old = if let Some(place) = attempt!(cpu, op, D::host::<T>(cpu, this)) {
-            // SAFETY: `host` gives a place in a mapped page that may be written.
+        let old = if let Some(place) = D::place::<T>(cpu, this) {
+            // SAFETY: `place` is in a mapped page and may be written.
             unsafe { atomically(place, |a| (T::from_u64(change::<KIND>(a.to_u64(), bit)), a.to_u64())) }
         } else {
             let a = attempt!(cpu, op, D::get_for_update::<T>(cpu, this));

@@ -5,12 +5,13 @@ use super::{attempt, go, next};
 use crate::block::{Handler, Op};
 use crate::decode::{Decoding, operand_size, register_offset};
 use crate::flags::Status;
-use crate::mmu::access::is_canonical;
+use crate::mmu::access::{Scalar, is_canonical};
 use crate::mmu::tlb;
 use crate::state::{BLOCK_RIP, CodeSize, Cpu};
 use iced_x86::OpKind;
 use vmcs12::arch::event::Exception;
 use vmcs12::arch::segment::SegmentRegister;
+use vmcs12::cpu_state::gpr::RSP;
 
 /// Set in [`Op::extra`] of a branch with 16-bit operand size: IP is 16 bits.
 const IP_16: u16 = 1 << 15;
@@ -37,8 +38,10 @@ impl Cpu {
     pub(crate) fn target(&mut self, rip: u64) -> *const Op {
         let linear = self.code_linear(rip);
         // SAFETY: `context` points to a context of `pool`, which lives as long as `self`.
-        let jump = unsafe { (*self.context).jumps.get_unchecked(tlb::Context::jump_index(linear)) };
-        if jump.linear == linear {
+        let context = unsafe { &*self.context };
+        // SAFETY: the index is below the number of jumps.
+        let jump = unsafe { *context.jumps.get_unchecked(tlb::Context::jump_index(linear)) };
+        if jump.linear == linear ^ context.salt {
             self.gpr[BLOCK_RIP] = rip;
             return jump.target;
         }
@@ -54,7 +57,38 @@ impl Cpu {
             self.rip = rip;
             return std::ptr::null();
         }
-        let target = self.target(rip);
+        let linear = self.code_linear(rip);
+        // SAFETY: `context` points to a context of `pool`, which lives as long as `self`.
+        let context = unsafe { &*self.context };
+        // SAFETY: the index is below the number of jumps.
+        let jump = unsafe { *context.jumps.get_unchecked(tlb::Context::jump_index(linear)) };
+        if jump.linear != linear ^ context.salt {
+            return self.go_find(rip);
+        }
+        self.gpr[BLOCK_RIP] = rip;
+        let cpu = self;
+        // SAFETY: `target` is the start of a live block.
+        unsafe { go!(cpu, jump.target) }
+    }
+
+    /// Finds the block at `rip` and goes there.
+    #[cold]
+    #[inline(never)]
+    fn go_find(&mut self, rip: u64) -> *const Op {
+        let target = self.find(rip);
+        if target.is_null() {
+            return target;
+        }
+        let cpu = self;
+        // SAFETY: `target` is the start of a live block.
+        unsafe { go!(cpu, target) }
+    }
+
+    /// Links a direct branch to its target and goes there.
+    #[cold]
+    #[inline(never)]
+    fn go_link(&mut self, op: *const Op, rip: u64) -> *const Op {
+        let target = self.link(op, rip);
         if target.is_null() {
             return target;
         }
@@ -73,15 +107,11 @@ impl Cpu {
             self.rip = rip;
             return std::ptr::null();
         }
-        let mut target = this.imm as *const Op;
+        let target = this.imm as *const Op;
         if target.is_null() {
-            target = self.link(op, rip);
-            if target.is_null() {
-                return target;
-            }
-        } else {
-            self.gpr[BLOCK_RIP] = rip;
+            return self.go_link(op, rip);
         }
+        self.gpr[BLOCK_RIP] = rip;
         let cpu = self;
         // SAFETY: `target` is the start of a live block: links stay inside a page, whose blocks live until all do.
         unsafe { go!(cpu, target) }
@@ -155,6 +185,20 @@ unsafe fn call<T: Width, const LONG: bool>(cpu: &mut Cpu, op: *const Op) -> *con
     // SAFETY: handlers are called with a live operation.
     let this = unsafe { &*op };
     let rip = cpu.direct_target::<LONG>(this);
+    let back = T::from_u64(cpu.next_rip(this));
+    if LONG && is_canonical(rip) && cpu.push_quick(back) {
+        // SAFETY: as above.
+        return unsafe { cpu.jump_direct(op, rip) };
+    }
+    call_slowly::<T, LONG>(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn call_slowly<T: Width, const LONG: bool>(cpu: &mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: handlers are called with a live operation.
+    let this = unsafe { &*op };
+    let rip = cpu.direct_target::<LONG>(this);
     attempt!(cpu, op, cpu.check_target::<LONG>(rip));
     let back = T::from_u64(cpu.next_rip(this));
     attempt!(cpu, op, cpu.push::<T, LONG>(this, back));
@@ -163,6 +207,21 @@ unsafe fn call<T: Width, const LONG: bool>(cpu: &mut Cpu, op: *const Op) -> *con
 }
 
 unsafe fn jmp_indirect<T: Width, S: Source, const LONG: bool>(cpu: &mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: handlers are called with a live operation.
+    let this = unsafe { &*op };
+    if LONG
+        && let Some(rip) = S::quick::<T>(cpu, this).map(Scalar::to_u64)
+        && is_canonical(rip)
+    {
+        // SAFETY: as above.
+        return unsafe { cpu.jump_to(op, rip) };
+    }
+    jump_slowly::<T, S, LONG>(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn jump_slowly<T: Width, S: Source, const LONG: bool>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers are called with a live operation.
     let this = unsafe { &*op };
     let rip = attempt!(cpu, op, S::get::<T>(cpu, this)).to_u64();
@@ -183,6 +242,22 @@ unsafe fn call_indirect<T: Width, S: Source, const LONG: bool>(cpu: &mut Cpu, op
 }
 
 unsafe fn ret<T: Width, const LONG: bool>(cpu: &mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: handlers are called with a live operation.
+    let this = unsafe { &*op };
+    if LONG
+        && let Some(rip) = cpu.load_quick::<T>(cpu.gpr[RSP]).map(Scalar::to_u64)
+        && is_canonical(rip)
+    {
+        cpu.gpr[RSP] = cpu.gpr[RSP].wrapping_add(T::SIZE as u64 + this.imm);
+        // SAFETY: as above.
+        return unsafe { cpu.jump_to(op, rip) };
+    }
+    ret_slowly::<T, LONG>(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn ret_slowly<T: Width, const LONG: bool>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers are called with a live operation.
     let this = unsafe { &*op };
     let rip = attempt!(cpu, op, cpu.peek::<T, LONG>(this, 0)).to_u64();

@@ -13,13 +13,30 @@ use std::marker::PhantomData;
 /// MOV.
 pub(crate) struct Mov;
 impl Binary for Mov {
+    #[inline(never)]
     unsafe fn run<T: Width, D: Place, S: Source>(cpu: &mut Cpu, op: *const Op) -> *const Op {
         // SAFETY: handlers are called with a live operation.
         let this = unsafe { &*op };
-        let value = attempt!(cpu, op, S::get::<T>(cpu, this));
-        attempt!(cpu, op, D::put::<T>(cpu, this, value));
+        let Some(value) = S::quick::<T>(cpu, this) else { return move_slowly::<T, D, S>(cpu, op) };
+        if D::MEMORY {
+            let Some(place) = D::place::<T>(cpu, this) else { return move_slowly::<T, D, S>(cpu, op) };
+            // SAFETY: `place` is in a mapped page and may be written.
+            unsafe { place.write_unaligned(value) };
+        } else {
+            set_register(cpu, this.dst, value);
+        }
         next!(cpu, op)
     }
+}
+
+#[cold]
+#[inline(never)]
+fn move_slowly<T: Width, D: Place, S: Source>(cpu: &mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: handlers are called with a live operation.
+    let this = unsafe { &*op };
+    let value = attempt!(cpu, op, S::get::<T>(cpu, this));
+    attempt!(cpu, op, D::put::<T>(cpu, this, value));
+    next!(cpu, op)
 }
 
 /// MOV between the accumulator and a 64-bit absolute address, which stands in the immediate.
@@ -90,6 +107,16 @@ impl Extend for Sign {
 }
 
 unsafe fn run_extend<E: Extend, T: Width, F: Width, S: Source>(cpu: &mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: handlers are called with a live operation.
+    let this = unsafe { &*op };
+    let Some(value) = S::quick::<F>(cpu, this) else { return extend_slowly::<E, T, F, S>(cpu, op) };
+    set_register(cpu, this.dst, T::from_u64(E::extend(value)));
+    next!(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn extend_slowly<E: Extend, T: Width, F: Width, S: Source>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers are called with a live operation.
     let this = unsafe { &*op };
     let value = attempt!(cpu, op, S::get::<F>(cpu, this));

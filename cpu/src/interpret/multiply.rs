@@ -42,7 +42,14 @@ impl Unary for Mul {
     }
 }
 
+#[inline(always)]
 fn signed_product<T: Width>(a: T, b: T) -> (i128, Status) {
+    if T::SIZE < 8 {
+        let product = (a.sign_extended() as i64) * (b.sign_extended() as i64);
+        let low = T::from_u64(product as u64);
+        let lost = low.sign_extended() as i64 != product;
+        return (i128::from(product), Status::explicit(low.sign_extended(), lost, lost));
+    }
     let product = i128::from(a.sign_extended() as i64) * i128::from(b.sign_extended() as i64);
     let low = T::from_u64(product as u64);
     let lost = i128::from(low.sign_extended() as i64) != product;

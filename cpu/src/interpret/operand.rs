@@ -12,12 +12,16 @@ pub(crate) trait Width: Scalar {
     const BITS: u32 = Self::SIZE as u32 * 8;
     /// The value, sign-extended.
     fn sign_extended(self) -> u64;
+    /// The value rotated left.
+    fn rotated_left(self, by: u32) -> Self;
 }
 
 macro_rules! width {
     ($($t:ty as $s:ty),*) => { $(impl Width for $t {
         #[inline(always)]
         fn sign_extended(self) -> u64 { self as $s as i64 as u64 }
+        #[inline(always)]
+        fn rotated_left(self, by: u32) -> Self { self.rotate_left(by) }
     })* };
 }
 width!(u8 as i8, u16 as i16, u32 as i32, u64 as i64);
@@ -57,6 +61,8 @@ pub(crate) fn set_register<T: Scalar>(cpu: &mut Cpu, offset: u8, value: T) {
 
 /// A way to form a linear address.
 pub(crate) trait Address: 'static {
+    /// The linear address, if forming it takes no check.
+    fn quick(cpu: &mut Cpu, op: &Op) -> Option<u64>;
     /// The linear address of an operand of `size` bytes; `None`: `stop` holds the fault.
     fn linear(cpu: &mut Cpu, op: &Op, size: usize, kind: Kind) -> Option<u64>;
 }
@@ -67,6 +73,10 @@ pub(crate) struct Flat;
 impl Address for Flat {
     #[inline(always)]
     fn linear(cpu: &mut Cpu, op: &Op, _: usize, _: Kind) -> Option<u64> {
+        Self::quick(cpu, op)
+    }
+    #[inline(always)]
+    fn quick(cpu: &mut Cpu, op: &Op) -> Option<u64> {
         let part = |index: u8| {
             debug_assert!((index as usize) < cpu.gpr.len());
             // SAFETY: the decoder makes indices below `gpr.len()`.
@@ -86,6 +96,10 @@ impl Address for Flat {
 pub(crate) struct Segmented;
 
 impl Address for Segmented {
+    #[inline(always)]
+    fn quick(_: &mut Cpu, _: &Op) -> Option<u64> {
+        None
+    }
     #[inline(never)]
     fn linear(cpu: &mut Cpu, op: &Op, size: usize, kind: Kind) -> Option<u64> {
         let offset = cpu.effective_address(op);
@@ -159,7 +173,13 @@ pub(crate) fn address_mask(op: &Op) -> u64 {
 }
 
 /// A readable operand.
+///
+/// A handler first tries `quick` (and `place`), which cannot fault and call nothing, and else ends in a call of its
+/// slow twin, which uses the others: so the fast one needs no stack frame.
 pub(crate) trait Source: 'static {
+    /// The operand, if no check is left.
+    fn quick<T: Width>(cpu: &mut Cpu, op: &Op) -> Option<T>;
+    /// The operand; `None`: `stop` holds the fault.
     fn get<T: Width>(cpu: &mut Cpu, op: &Op) -> Option<T>;
 }
 
@@ -167,8 +187,8 @@ pub(crate) trait Source: 'static {
 pub(crate) trait Place: Source {
     const MEMORY: bool;
     fn put<T: Width>(cpu: &mut Cpu, op: &Op, value: T) -> Option<()>;
-    /// Where a read-modify-write operand is in this process, if no check is left.
-    fn host<T: Width>(cpu: &mut Cpu, op: &Op) -> Option<Option<*mut T>>;
+    /// Where a memory operand is in this process, if it may be written and no check is left.
+    fn place<T: Width>(cpu: &mut Cpu, op: &Op) -> Option<*mut T>;
     /// Reads an operand that will be written: the write is checked first.
     fn get_for_update<T: Width>(cpu: &mut Cpu, op: &Op) -> Option<T>;
 }
@@ -184,6 +204,10 @@ pub(crate) struct Mem<A>(std::marker::PhantomData<A>);
 
 impl Source for Reg {
     #[inline(always)]
+    fn quick<T: Width>(cpu: &mut Cpu, op: &Op) -> Option<T> {
+        Some(register(cpu, op.dst))
+    }
+    #[inline(always)]
     fn get<T: Width>(cpu: &mut Cpu, op: &Op) -> Option<T> {
         Some(register(cpu, op.dst))
     }
@@ -197,8 +221,8 @@ impl Place for Reg {
         Some(())
     }
     #[inline(always)]
-    fn host<T: Width>(_: &mut Cpu, _: &Op) -> Option<Option<*mut T>> {
-        Some(None)
+    fn place<T: Width>(_: &mut Cpu, _: &Op) -> Option<*mut T> {
+        None
     }
     #[inline(always)]
     fn get_for_update<T: Width>(cpu: &mut Cpu, op: &Op) -> Option<T> {
@@ -208,6 +232,10 @@ impl Place for Reg {
 
 impl Source for Src {
     #[inline(always)]
+    fn quick<T: Width>(cpu: &mut Cpu, op: &Op) -> Option<T> {
+        Some(register(cpu, op.src))
+    }
+    #[inline(always)]
     fn get<T: Width>(cpu: &mut Cpu, op: &Op) -> Option<T> {
         Some(register(cpu, op.src))
     }
@@ -215,12 +243,21 @@ impl Source for Src {
 
 impl Source for Imm {
     #[inline(always)]
+    fn quick<T: Width>(_: &mut Cpu, op: &Op) -> Option<T> {
+        Some(T::from_u64(op.imm))
+    }
+    #[inline(always)]
     fn get<T: Width>(_: &mut Cpu, op: &Op) -> Option<T> {
         Some(T::from_u64(op.imm))
     }
 }
 
 impl<A: Address> Source for Mem<A> {
+    #[inline(always)]
+    fn quick<T: Width>(cpu: &mut Cpu, op: &Op) -> Option<T> {
+        let linear = A::quick(cpu, op)?;
+        cpu.load_quick(linear)
+    }
     #[inline(always)]
     fn get<T: Width>(cpu: &mut Cpu, op: &Op) -> Option<T> {
         let linear = A::linear(cpu, op, T::SIZE, Kind::Read)?;
@@ -236,9 +273,9 @@ impl<A: Address> Place for Mem<A> {
         cpu.store(op, linear, value)
     }
     #[inline(always)]
-    fn host<T: Width>(cpu: &mut Cpu, op: &Op) -> Option<Option<*mut T>> {
-        let linear = A::linear(cpu, op, T::SIZE, Kind::Write)?;
-        Some(cpu.writable_host(linear))
+    fn place<T: Width>(cpu: &mut Cpu, op: &Op) -> Option<*mut T> {
+        let linear = A::quick(cpu, op)?;
+        cpu.writable_host(linear)
     }
     #[inline(never)]
     fn get_for_update<T: Width>(cpu: &mut Cpu, op: &Op) -> Option<T> {

@@ -20,32 +20,36 @@ impl<F: Shift> Binary for By<F> {
     unsafe fn run<T: Width, D: Place, S: Source>(cpu: &mut Cpu, op: *const Op) -> *const Op {
         // SAFETY: handlers are called with a live operation.
         let this = unsafe { &*op };
-        let count =
-            u32::from(attempt!(cpu, op, S::get::<u8>(cpu, this))) & if T::SIZE == 8 { 63 } else { 31 };
-        if let Some(place) = attempt!(cpu, op, D::host::<T>(cpu, this)) {
-            if count == 0 {
-                next!(cpu, op);
-            }
-            // SAFETY: `host` gives a place in a mapped page that may be written.
-            let (value, status) = F::compute(unsafe { place.read_unaligned() }, count, cpu.status);
-            // SAFETY: as above.
-            unsafe { place.write_unaligned(value) };
-            cpu.status = status;
-            next!(cpu, op);
+        // The count is an immediate or CL.
+        let Some(count) = S::quick::<u8>(cpu, this) else { return slowly::<F, T, D, S>(cpu, op) };
+        let count = u32::from(count) & if T::SIZE == 8 { 63 } else { 31 };
+        if count == 0 || D::MEMORY {
+            return slowly::<F, T, D, S>(cpu, op);
         }
-        let value = attempt!(cpu, op, D::get_for_update::<T>(cpu, this));
-        if count == 0 {
-            if !D::MEMORY {
-                // A 32-bit destination is written, and so its upper half cleared, even by a count of 0.
-                attempt!(cpu, op, D::put::<T>(cpu, this, value));
-            }
-            next!(cpu, op);
-        }
-        let (value, status) = F::compute(value, count, cpu.status);
-        attempt!(cpu, op, D::put::<T>(cpu, this, value));
+        let (value, status) = F::compute(register::<T>(cpu, this.dst), count, cpu.status);
+        super::operand::set_register(cpu, this.dst, value);
         cpu.status = status;
         next!(cpu, op)
     }
+}
+
+#[inline(never)]
+fn slowly<F: Shift, T: Width, D: Place, S: Source>(cpu: &mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: handlers are called with a live operation.
+    let this = unsafe { &*op };
+    let count = u32::from(attempt!(cpu, op, S::get::<u8>(cpu, this))) & if T::SIZE == 8 { 63 } else { 31 };
+    let value = attempt!(cpu, op, D::get_for_update::<T>(cpu, this));
+    if count == 0 {
+        if !D::MEMORY {
+            // A 32-bit destination is written, and so its upper half cleared, even by a count of 0.
+            attempt!(cpu, op, D::put::<T>(cpu, this, value));
+        }
+        next!(cpu, op);
+    }
+    let (value, status) = F::compute(value, count, cpu.status);
+    attempt!(cpu, op, D::put::<T>(cpu, this, value));
+    cpu.status = status;
+    next!(cpu, op)
 }
 
 fn top<T: Width>(value: u64) -> bool {
@@ -57,9 +61,10 @@ pub(crate) struct Shl;
 impl Shift for Shl {
     #[inline(always)]
     fn compute<T: Width>(value: T, count: u32, _: Status) -> (T, Status) {
-        let wide = u128::from(value.to_u64()) << count;
-        let result = T::from_u64(wide as u64);
-        let carry = wide >> T::BITS & 1 != 0;
+        // Before its last step the value fits: 32 + 30 bits, or 64 bits of which only the top one is asked for.
+        let almost = value.to_u64() << (count - 1);
+        let result = T::from_u64(almost << 1);
+        let carry = almost >> (T::BITS - 1) & 1 != 0;
         (result, Status::explicit(result.sign_extended(), carry, top::<T>(result.to_u64()) != carry))
     }
 }
@@ -98,8 +103,7 @@ pub(crate) struct Rol;
 impl Shift for Rol {
     #[inline(always)]
     fn compute<T: Width>(value: T, count: u32, status: Status) -> (T, Status) {
-        let (value, n) = (value.to_u64(), count % T::BITS);
-        let result = if n == 0 { value } else { (value << n | value >> (T::BITS - n)) & width_mask::<T>() };
+        let result = value.rotated_left(count).to_u64();
         let carry = result & 1 != 0;
         (T::from_u64(result), status.with_carry_overflow(carry, top::<T>(result) != carry))
     }
@@ -110,8 +114,7 @@ pub(crate) struct Ror;
 impl Shift for Ror {
     #[inline(always)]
     fn compute<T: Width>(value: T, count: u32, status: Status) -> (T, Status) {
-        let (value, n) = (value.to_u64(), count % T::BITS);
-        let result = if n == 0 { value } else { (value >> n | value << (T::BITS - n)) & width_mask::<T>() };
+        let result = value.rotated_left(T::BITS - count % T::BITS).to_u64();
         let overflow = top::<T>(result) != (result >> (T::BITS - 2) & 1 != 0);
         (T::from_u64(result), status.with_carry_overflow(top::<T>(result), overflow))
     }

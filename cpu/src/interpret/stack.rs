@@ -56,6 +56,17 @@ impl Cpu {
         None
     }
 
+    /// Pushes a value in 64-bit mode, if no check is left; says whether it did.
+    #[inline(always)]
+    pub(crate) fn push_quick<T: Width>(&mut self, value: T) -> bool {
+        let offset = self.gpr[RSP].wrapping_sub(T::SIZE as u64);
+        let Some(place) = self.writable_host::<T>(offset) else { return false };
+        // SAFETY: the place is in a mapped page and may be written.
+        unsafe { place.write_unaligned(value) };
+        self.gpr[RSP] = offset;
+        true
+    }
+
     /// Reads a value `above` bytes above the top of the stack.
     #[inline(always)]
     pub(crate) fn peek<T: Width, const LONG: bool>(&mut self, op: &Op, above: u64) -> Option<T> {
@@ -87,12 +98,39 @@ impl Cpu {
 unsafe fn push<T: Width, S: Source, const LONG: bool>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers are called with a live operation.
     let this = unsafe { &*op };
+    if LONG
+        && let Some(value) = S::quick::<T>(cpu, this)
+        && cpu.push_quick(value)
+    {
+        next!(cpu, op);
+    }
+    push_slowly::<T, S, LONG>(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn push_slowly<T: Width, S: Source, const LONG: bool>(cpu: &mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: handlers are called with a live operation.
+    let this = unsafe { &*op };
     let value = attempt!(cpu, op, S::get::<T>(cpu, this));
     attempt!(cpu, op, cpu.push::<T, LONG>(this, value));
     next!(cpu, op)
 }
 
 unsafe fn pop_register<T: Width, const LONG: bool>(cpu: &mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: handlers are called with a live operation.
+    let this = unsafe { &*op };
+    if LONG && let Some(value) = cpu.load_quick::<T>(cpu.gpr[RSP]) {
+        cpu.gpr[RSP] = cpu.gpr[RSP].wrapping_add(T::SIZE as u64);
+        super::operand::set_register(cpu, this.dst, value);
+        next!(cpu, op);
+    }
+    pop_slowly::<T, LONG>(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn pop_slowly<T: Width, const LONG: bool>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers are called with a live operation.
     let this = unsafe { &*op };
     let value = attempt!(cpu, op, cpu.peek::<T, LONG>(this, 0));

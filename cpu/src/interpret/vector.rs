@@ -6,6 +6,7 @@
 mod host;
 mod masked;
 mod moves;
+mod plain;
 mod save;
 mod x87;
 
@@ -17,13 +18,30 @@ use vmcs12::arch::cr::{cr0, cr4};
 use vmcs12::arch::event::Exception;
 use vmcs12::cpu_state::VectorState;
 
-/// The handlers of a memory form: with flat addresses, and with the others.
+/// The handler around a body, `fn(&mut Cpu, &Op) -> Option<()>` with `#[inline(never)]`: a handler in whose frame
+/// a buffer lives could not end in a sibling call.
+macro_rules! outlined {
+    ($($body:tt)+) => {{
+        unsafe fn run(cpu: &mut $crate::state::Cpu, op: *const $crate::block::Op) -> *const $crate::block::Op {
+            // SAFETY: handlers are called with a live operation.
+            let this = unsafe { &*op };
+            $crate::interpret::attempt!(cpu, op, $($body)+(cpu, this));
+            $crate::interpret::next!(cpu, op)
+        }
+        run as $crate::block::Handler
+    }};
+}
+/// As `outlined!`, for a memory form: with flat addresses, and with the others.
 macro_rules! by_address {
-    ($d:expr, $handler:ident $(, $parameter:tt)*) => {
-        if $d.flat { $handler::<Flat $(, $parameter)*> } else { $handler::<Segmented $(, $parameter)*> }
+    ($d:expr, $body:ident $(, $parameter:tt)*) => {
+        if $d.flat {
+            $crate::interpret::vector::outlined!($body::<$crate::interpret::operand::Flat $(, $parameter)*>)
+        } else {
+            $crate::interpret::vector::outlined!($body::<$crate::interpret::operand::Segmented $(, $parameter)*>)
+        }
     };
 }
-use by_address;
+use {by_address, outlined};
 
 /// The features that a model may lack, by their bits.
 #[rustfmt::skip]
@@ -58,10 +76,7 @@ pub(crate) fn select(cpu: &mut Cpu, d: &Decoding<'_>, op: &mut Op) -> Option<Sel
     let prepared = cpu.thunks.prepare(d.inst, offered)?;
     let run = match prepared.work {
         Work::Move(copy) => moves::select(copy, prepared.terms, d, op),
-        Work::Host(id, registers) => {
-            op.imm = native::Packed::new(id, registers).0;
-            host::select(cpu.thunks.form(id), d, op)
-        }
+        Work::Host(id, registers) => host::select(cpu.thunks.form(id), id, registers, d, op),
         Work::Software(software) => of_software(software, prepared.terms, d, op)?,
     };
     Some(Selected::next(run))

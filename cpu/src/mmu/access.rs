@@ -72,6 +72,16 @@ impl Cpu {
         self.load_slow(op, linear, T::SIZE).map(T::from_u64)
     }
 
+    /// Reads a value at a linear address, if no check is left.
+    #[inline(always)]
+    pub(crate) fn load_quick<T: Scalar>(&mut self, linear: u64) -> Option<T> {
+        let entry = self.entry(linear);
+        let offset = linear.wrapping_sub(entry.read);
+        // SAFETY: as in `load`.
+        (offset <= (4096 - T::SIZE) as u64)
+            .then(|| unsafe { entry.host.add(offset as usize).cast::<T>().read_unaligned() })
+    }
+
     /// Writes a value at a linear address. `None`: `stop` holds the fault, nothing was written.
     #[inline(always)]
     pub(crate) fn store<T: Scalar>(&mut self, op: &Op, linear: u64, value: T) -> Option<()> {

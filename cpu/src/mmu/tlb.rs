@@ -5,7 +5,7 @@ use crate::block::Op;
 /// Translations a context holds.
 pub(crate) const ENTRIES: usize = 1024;
 /// Branch targets a context holds.
-const JUMPS: usize = 1024;
+const JUMPS: usize = 4096;
 /// Contexts in the pool.
 const CONTEXTS: usize = 32;
 
@@ -53,6 +53,8 @@ pub(crate) struct Key {
 pub(crate) struct Context {
     pub entries: [Entry; ENTRIES],
     pub jumps: [Jump; JUMPS],
+    /// Exclusive-ored into the addresses of `jumps`: another salt forgets them all.
+    pub salt: u64,
     pub key: Key,
     used: u64,
     in_use: bool,
@@ -60,17 +62,18 @@ pub(crate) struct Context {
     large: [u64; 16],
     /// A fragment of a 1-GiB page is cached.
     has_1g: bool,
-    /// Entries that may hold a translation, and jumps that may hold a target: all that a flush looks at.
-    filled: Slots<{ ENTRIES / 64 }>,
-    jumped: Slots<{ JUMPS / 64 }>,
+    /// Entries that may hold a translation: all that a flush looks at.
+    filled: Slots,
+    /// Pages (hashed) that a branch target is in.
+    code: Slots,
 }
 
-/// A set of slots.
+/// A set of slots, or of hashes.
 #[derive(Clone, Copy)]
-struct Slots<const WORDS: usize>([u64; WORDS]);
+struct Slots([u64; ENTRIES / 64]);
 
-impl<const WORDS: usize> Slots<WORDS> {
-    const NONE: Self = Self([0; WORDS]);
+impl Slots {
+    const NONE: Self = Self([0; ENTRIES / 64]);
 
     fn insert(&mut self, i: usize) {
         self.0[i / 64] |= 1 << (i % 64);
@@ -78,6 +81,10 @@ impl<const WORDS: usize> Slots<WORDS> {
 
     fn remove(&mut self, i: usize) {
         self.0[i / 64] &= !(1 << (i % 64));
+    }
+
+    fn contains(&self, i: usize) -> bool {
+        self.0[i / 64] >> (i % 64) & 1 != 0
     }
 
     fn iter(self) -> impl Iterator<Item = usize> {
@@ -108,8 +115,11 @@ fn empty_entry(i: usize) -> Entry {
     Entry { read: invalid_tag(i), write: invalid_tag(i), host: std::ptr::null_mut(), frame: 0 }
 }
 
-/// No code is at this address: it is not canonical.
+/// No canonical address under any salt: bit 63 is set and bit 47, which no salt changes, is not.
 const NO_JUMP: Jump = Jump { linear: 1 << 63, target: std::ptr::null() };
+/// Salts are bits 62:48.
+const SALT_STEP: u64 = 1 << 48;
+const SALT_MASK: u64 = 0x7fff << 48;
 
 /// Size of the page that a translation comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd)]
@@ -124,13 +134,14 @@ impl Context {
         Box::new(Self {
             entries: std::array::from_fn(empty_entry),
             jumps: [NO_JUMP; JUMPS],
+            salt: 0,
             key: Key::default(),
             used: 0,
             in_use: false,
             large: [0; 16],
             has_1g: false,
             filled: Slots::NONE,
-            jumped: Slots::NONE,
+            code: Slots::NONE,
         })
     }
 
@@ -152,38 +163,22 @@ impl Context {
                 self.filled.remove(i);
             }
         }
-        // A target whose page is still cached is still good.
-        for i in self.jumped.iter() {
-            let page = self.jumps[i].linear & !0xfff;
-            if self.entries[index(page)].read != page {
-                self.jumps[i] = NO_JUMP;
-                self.jumped.remove(i);
-            }
-        }
+        self.forget_jumps();
     }
 
-    /// Drops every branch target.
+    /// Drops every branch target. Bits 63:47 of a canonical address are alike, so those of two salts never meet.
     pub fn forget_jumps(&mut self) {
-        for i in std::mem::replace(&mut self.jumped, Slots::NONE).iter() {
-            self.jumps[i] = NO_JUMP;
+        self.code = Slots::NONE;
+        self.salt = self.salt.wrapping_add(SALT_STEP) & SALT_MASK;
+        if self.salt == 0 {
+            self.jumps.fill(NO_JUMP);
         }
     }
 
-    /// Drops the branch targets in a naturally aligned region.
-    fn forget_jumps_in(&mut self, span: u64, region: u64) {
-        for i in self.jumped.iter() {
-            if self.jumps[i].linear & span == region & span {
-                self.jumps[i] = NO_JUMP;
-                self.jumped.remove(i);
-            }
-        }
-    }
-
-    /// Keeps a branch target.
-    pub fn remember_jump(&mut self, linear: u64, target: *const Op) {
-        let i = Self::jump_index(linear);
-        self.jumps[i] = Jump { linear, target };
-        self.jumped.insert(i);
+    /// Puts a branch target into the jump cache.
+    pub fn remember(&mut self, linear: u64, target: *const Op) {
+        self.code.insert(index(linear));
+        self.jumps[Self::jump_index(linear)] = Jump { linear: linear ^ self.salt, target };
     }
 
     fn large_bit(linear: u64) -> (usize, u64) {
@@ -210,11 +205,14 @@ impl Context {
             (false, true) => !0x1f_ffff,
             (false, false) => {
                 let i = index(page);
-                if (self.entries[i].read == page || self.entries[i].write == page) && which(&self.entries[i])
-                {
+                let entry = &self.entries[i];
+                if (entry.read == page || entry.write == page) && which(entry) {
                     self.entries[i] = empty_entry(i);
                 }
-                return self.forget_jumps_in(!0xfff, page);
+                if self.code.contains(i) {
+                    self.forget_jumps();
+                }
+                return;
             }
         };
         for i in self.filled.iter() {
@@ -225,7 +223,7 @@ impl Context {
                 self.filled.remove(i);
             }
         }
-        self.forget_jumps_in(span, page);
+        self.forget_jumps();
     }
 
     /// Takes back every permission to write without a look at the frame's flags.

@@ -8,12 +8,41 @@ use vmcs12::cpu_state::VectorState;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum Move {
-    Load { to: u8, bytes: u8, clear_to: u8 },
-    Store { from: u8, bytes: u8 },
-    Copy { to: u8, from: u8, bytes: u8, clear_to: u8 },
-    FromGeneral { to: u8, from: u8, bytes: u8, clear_to: u8 },
-    ToGeneral { to: u8, from: u8, bytes: u8 },
-    Zero { to: u8, clear_to: u8 },
+    Load {
+        to: u8,
+        bytes: u8,
+        clear_to: u8,
+    },
+    Store {
+        from: u8,
+        bytes: u8,
+    },
+    Copy {
+        to: u8,
+        from: u8,
+        bytes: u8,
+        clear_to: u8,
+    },
+    FromGeneral {
+        to: u8,
+        from: u8,
+        bytes: u8,
+        clear_to: u8,
+    },
+    ToGeneral {
+        to: u8,
+        from: u8,
+        bytes: u8,
+    },
+    Zero {
+        to: u8,
+        clear_to: u8,
+    },
+    /// PMOVMSKB of an XMM register: the highest bit of each byte.
+    Signs {
+        to: u8,
+        from: u8,
+    },
 }
 
 /// Moves of a whole register.
@@ -57,6 +86,8 @@ impl Move {
         let touches_mmx = (0..inst.op_count()).any(|op| inst.op_register(op).is_mm());
         if touches_mmx {
             None
+        } else if inst.mnemonic() == Mnemonic::Pmovmskb {
+            Some(Self::Signs { to: number(inst.op0_register()), from: number(inst.op1_register()) })
         } else if CLEARING.contains(&inst.mnemonic()) {
             clearing(inst)
         } else {
@@ -143,9 +174,19 @@ impl Move {
                 value[..usize::from(bytes)].copy_from_slice(&state.ymm[index(from)][..usize::from(bytes)]);
                 outside.general[index(to)] = u64::from_le_bytes(value);
             }
+            Self::Signs { to, from } => outside.general[index(to)] = signs(&state.ymm[index(from)]),
             Self::Zero { to, clear_to } => write(state, to, &[], clear_to),
         }
     }
+}
+
+/// The highest bit of each of the low 16 bytes.
+#[inline(always)]
+pub fn signs(register: &[u8; 32]) -> u64 {
+    use core::arch::x86_64::{_mm_loadu_si128, _mm_movemask_epi8};
+    // SAFETY: the register's 16 bytes are readable, and every x86-64 host has SSE2.
+    let mask = unsafe { _mm_movemask_epi8(_mm_loadu_si128(register.as_ptr().cast())) };
+    u64::from(mask as u32)
 }
 
 const fn index(register: u8) -> usize {

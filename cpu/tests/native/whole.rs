@@ -17,6 +17,8 @@ pub struct Whole {
 /// Code addresses are used in turn, so that no block is decoded twice in vain.
 const CODE: u64 = 0x80_0000;
 const CODE_END: u64 = 0xf0_0000;
+/// Where copies are put, before the data.
+const CODE_COPIES: u64 = 0x40_0000;
 /// 2 MiB of linear addresses in which every other pair of 4-KiB pages is exchanged.
 const DATA: u64 = 0x60_0000;
 /// Their page table.
@@ -85,6 +87,15 @@ impl Whole {
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Executes many copies of an instruction in a row.
+    pub fn run_copies(&mut self, instruction: &[u8], machine: &Machine, count: usize) {
+        self.guest.memory.write(Pa(CODE_COPIES), &instruction.repeat(count));
+        let guest = &mut self.guest;
+        (guest.state.gpr, guest.state.vector) = (machine.general, machine.vector);
+        guest.vmcs.current.set(GUEST_RIP, CODE_COPIES);
+        guest.run(count as u64 + 1000);
     }
 
     /// Writes bytes at a linear address in [`DATA`].

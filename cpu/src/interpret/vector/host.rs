@@ -1,25 +1,35 @@
 //! Instructions that a thunk executes.
 
-use super::super::operand::{Address, Flat, Segmented};
-use super::super::{attempt, onward};
-use super::by_address;
+use super::super::operand::Address;
+use super::{by_address, outlined, plain};
 use crate::block::{Handler, Op};
 use crate::decode::Decoding;
 use crate::flags::Status;
 use crate::mmu::Kind;
-use crate::native::{Form, Machine, MemoryUse, Operand, Packed, Raised, Store};
+use crate::native::{Form, FormId, Machine, MemoryUse, Operand, Packed, Raised, Registers, Store};
 use crate::state::{CodeSize, Cpu};
 use iced_x86::Encoder;
 use vmcs12::arch::cr::cr4;
 use vmcs12::arch::event::Exception;
 
-/// The handler of a form; its packed registers are in the immediate.
-pub(super) fn select(form: &Form, d: &Decoding<'_>, op: &mut Op) -> Handler {
+/// The handler of a form. Of a plain one the immediate is its address, and `dst` and `src` hold its registers; of
+/// the others the immediate holds all.
+pub(super) fn select(
+    form: &Form,
+    id: FormId,
+    registers: Registers,
+    d: &Decoding<'_>,
+    op: &mut Op,
+) -> Handler {
+    if form.is_plain() && form.terms.memory.writes().is_none() {
+        return plain::select(form, registers, d, op);
+    }
+    op.imm = Packed::new(id, registers).0;
     if form.is_x87() {
         [op.src, op.dst] = opcode_bytes(d);
     }
     match form.terms.memory {
-        MemoryUse::None => registers,
+        MemoryUse::None => outlined!(without_memory),
         MemoryUse::Read(_) => by_address!(d, load),
         MemoryUse::Write(_) | MemoryUse::ReadWrite(_) => by_address!(d, store),
     }
@@ -40,44 +50,41 @@ fn opcode_bytes(d: &Decoding<'_>) -> [u8; 2] {
     escape.map_or([0; 2], |pair| [pair[0] & 7, pair[1]])
 }
 
-unsafe fn registers(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers are called with a live operation.
-    let this = unsafe { &*op };
-    attempt!(cpu, op, cpu.form_ready(this));
+#[inline(never)]
+fn without_memory(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    cpu.form_ready(op)?;
     let mut operand = Operand::default();
-    attempt!(cpu, op, cpu.execute(this, &mut operand, None));
-    onward!(op)
+    cpu.execute(op, &mut operand, None)?;
+    Some(())
 }
 
-unsafe fn load<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers are called with a live operation.
-    let this = unsafe { &*op };
-    let terms = attempt!(cpu, op, cpu.form_ready(this));
+#[inline(never)]
+fn load<A: Address>(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    let terms = cpu.form_ready(op)?;
     let len = usize::from(terms.memory.reads().unwrap_or(0));
-    let linear = attempt!(cpu, op, A::linear(cpu, this, len, Kind::Read));
-    attempt!(cpu, op, cpu.aligned(linear, terms.alignment));
+    let linear = A::linear(cpu, op, len, Kind::Read)?;
+    cpu.aligned(linear, terms.alignment)?;
     let mut operand = Operand::default();
-    attempt!(cpu, op, cpu.read_operand(this, linear, &mut operand.0[..len]));
-    attempt!(cpu, op, cpu.execute(this, &mut operand, Some(linear)));
-    onward!(op)
+    cpu.read_operand(op, linear, &mut operand.0[..len])?;
+    cpu.execute(op, &mut operand, Some(linear))?;
+    Some(())
 }
 
-unsafe fn store<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers are called with a live operation.
-    let this = unsafe { &*op };
-    let terms = attempt!(cpu, op, cpu.form_ready(this));
+#[inline(never)]
+fn store<A: Address>(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    let terms = cpu.form_ready(op)?;
     let len = usize::from(terms.memory.writes().unwrap_or(0));
-    let linear = attempt!(cpu, op, A::linear(cpu, this, len, Kind::Write));
-    attempt!(cpu, op, cpu.aligned(linear, terms.alignment));
-    attempt!(cpu, op, cpu.writable_operand(this, linear, len));
+    let linear = A::linear(cpu, op, len, Kind::Write)?;
+    cpu.aligned(linear, terms.alignment)?;
+    cpu.writable_operand(op, linear, len)?;
     let mut operand = Operand::default();
     if terms.memory.reads().is_some() {
-        attempt!(cpu, op, cpu.read_operand(this, linear, &mut operand.0[..len]));
+        cpu.read_operand(op, linear, &mut operand.0[..len])?;
     }
-    if attempt!(cpu, op, cpu.execute(this, &mut operand, Some(linear))) == Store::Done {
-        attempt!(cpu, op, cpu.write_operand(this, linear, &operand.0[..len]));
+    if cpu.execute(op, &mut operand, Some(linear))? == Store::Done {
+        cpu.write_operand(op, linear, &operand.0[..len])?;
     }
-    onward!(op)
+    Some(())
 }
 
 impl Cpu {

@@ -1,8 +1,7 @@
 //! Masked moves and gathers, element by element, and the instructions that clear registers.
 
-use super::super::operand::{Address, Flat, Segmented, address_mask};
-use super::super::{attempt, onward};
-use super::by_address;
+use super::super::operand::{Address, address_mask};
+use super::{by_address, outlined};
 use crate::block::{Handler, Op};
 use crate::decode::Decoding;
 use crate::mmu::Kind;
@@ -15,8 +14,8 @@ use vmcs12::cpu_state::gpr::RDI;
 /// The handler; the class is in the immediate's bits 63:56, the element and operand sizes below.
 pub(super) fn select(software: Software, terms: Terms, d: &Decoding<'_>, op: &mut Op) -> Option<Handler> {
     Some(match software {
-        Software::Vzeroupper => vzeroupper,
-        Software::Vzeroall => vzeroall,
+        Software::Vzeroupper => outlined!(vzeroupper),
+        Software::Vzeroall => outlined!(vzeroall),
         Software::MaskedLoad(masked) => {
             pack(masked, op);
             by_address!(d, masked_load)
@@ -25,9 +24,9 @@ pub(super) fn select(software: Software, terms: Terms, d: &Decoding<'_>, op: &mu
             pack(masked, op);
             let implied = d.inst.op0_kind() != OpKind::Memory;
             match terms.class {
-                Class::Mmx if implied => store_at_rdi::<MMX>,
-                Class::Avx if implied => store_at_rdi::<AVX>,
-                _ if implied => store_at_rdi::<SSE>,
+                Class::Mmx if implied => outlined!(store_at_rdi::<MMX>),
+                Class::Avx if implied => outlined!(store_at_rdi::<AVX>),
+                _ if implied => outlined!(store_at_rdi::<SSE>),
                 _ => by_address!(d, masked_store),
             }
         }
@@ -40,7 +39,7 @@ pub(super) fn select(software: Software, terms: Terms, d: &Decoding<'_>, op: &mu
             op.scaled = ZERO as u8;
             let parts = [gather.element, gather.index_element, gather.count, gather.index];
             op.imm = u64::from(u32::from_le_bytes(parts));
-            run_gather
+            outlined!(run_gather)
         }
         _ => return None,
     })
@@ -60,82 +59,80 @@ fn unpack(op: &Op) -> Masked {
     Masked { data: op.dst, mask: op.src, element, bytes, mmx: mmx != 0 }
 }
 
-unsafe fn vzeroupper(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    attempt!(cpu, op, cpu.vector_ready(Class::Avx));
+#[inline(never)]
+fn vzeroupper(cpu: &mut Cpu, _: &Op) -> Option<()> {
+    cpu.vector_ready(Class::Avx)?;
     let count = cpu.vector_registers();
     software::zero_upper(cpu.vector_state(), count);
-    onward!(op)
+    Some(())
 }
 
-unsafe fn vzeroall(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    attempt!(cpu, op, cpu.vector_ready(Class::Avx));
+#[inline(never)]
+fn vzeroall(cpu: &mut Cpu, _: &Op) -> Option<()> {
+    cpu.vector_ready(Class::Avx)?;
     let count = cpu.vector_registers();
     software::zero_all(cpu.vector_state(), count);
-    onward!(op)
+    Some(())
 }
 
-unsafe fn masked_load<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers are called with a live operation.
-    let this = unsafe { &*op };
-    attempt!(cpu, op, cpu.vector_ready(Class::Avx));
-    let masked = unpack(this);
+#[inline(never)]
+fn masked_load<A: Address>(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    cpu.vector_ready(Class::Avx)?;
+    let masked = unpack(op);
     let (element, mut loaded) = (usize::from(masked.element), [0; 32]);
-    let linear = attempt!(cpu, op, A::linear(cpu, this, usize::from(masked.bytes), Kind::Read));
+    let linear = A::linear(cpu, op, usize::from(masked.bytes), Kind::Read)?;
     for at in masked.selected(cpu.vector_state()) {
         let into = &mut loaded[at..at + element];
-        attempt!(cpu, op, cpu.read_operand(this, linear.wrapping_add(at as u64), into));
+        cpu.read_operand(op, linear.wrapping_add(at as u64), into)?;
     }
     masked.commit(cpu.vector_state(), &loaded);
-    onward!(op)
+    Some(())
 }
 
-unsafe fn masked_store<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers are called with a live operation.
-    let this = unsafe { &*op };
-    attempt!(cpu, op, cpu.vector_ready(Class::Avx));
-    let masked = unpack(this);
-    let linear = attempt!(cpu, op, A::linear(cpu, this, usize::from(masked.bytes), Kind::Write));
-    attempt!(cpu, op, cpu.store_selected(this, masked, linear));
-    onward!(op)
+#[inline(never)]
+fn masked_store<A: Address>(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    cpu.vector_ready(Class::Avx)?;
+    let masked = unpack(op);
+    let linear = A::linear(cpu, op, usize::from(masked.bytes), Kind::Write)?;
+    cpu.store_selected(op, masked, linear)?;
+    Some(())
 }
 
 /// MASKMOVQ, MASKMOVDQU and VMASKMOVDQU: to DS:rDI, or another segment.
-unsafe fn store_at_rdi<const CLASS: u8>(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers are called with a live operation.
-    let this = unsafe { &*op };
+#[inline(never)]
+fn store_at_rdi<const CLASS: u8>(cpu: &mut Cpu, op: &Op) -> Option<()> {
     let class = match CLASS {
         MMX => Class::Mmx,
         SSE => Class::Sse,
         _ => Class::Avx,
     };
-    attempt!(cpu, op, cpu.vector_ready(class));
+    cpu.vector_ready(class)?;
     if CLASS == MMX {
-        attempt!(cpu, op, cpu.x87_ready());
+        cpu.x87_ready()?;
     }
-    let masked = unpack(this);
-    let offset = cpu.gpr[RDI] & address_mask(this);
+    let masked = unpack(op);
+    let offset = cpu.gpr[RDI] & address_mask(op);
     let size = usize::from(masked.bytes);
-    let linear = attempt!(cpu, op, cpu.segmented(this, this.segment, offset, size, Kind::Write));
-    attempt!(cpu, op, cpu.store_selected(this, masked, linear));
+    let linear = cpu.segmented(op, op.segment, offset, size, Kind::Write)?;
+    cpu.store_selected(op, masked, linear)?;
     if CLASS == MMX {
         x87::enter_mmx(cpu.vector_state());
     }
-    onward!(op)
+    Some(())
 }
 
-unsafe fn run_gather(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers are called with a live operation.
-    let this = unsafe { &*op };
-    attempt!(cpu, op, cpu.vector_ready(Class::Avx));
-    let [element, index_element, count, index] = (this.imm as u32).to_le_bytes();
-    let gather = Gather { to: this.dst, mask: this.src, index, element, index_element, count };
+#[inline(never)]
+fn run_gather(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    cpu.vector_ready(Class::Avx)?;
+    let [element, index_element, count, index] = (op.imm as u32).to_le_bytes();
+    let gather = Gather { to: op.dst, mask: op.src, index, element, index_element, count };
     for i in 0..usize::from(count) {
         if gather.is_selected(cpu.vector_state(), i) {
-            attempt!(cpu, op, cpu.gather_element(this, gather, i));
+            cpu.gather_element(op, gather, i)?;
         }
     }
     gather.finish(cpu.vector_state());
-    onward!(op)
+    Some(())
 }
 
 impl Cpu {

@@ -1,7 +1,7 @@
 //! Moves: copies of 4 to 32 bytes, without a thunk.
 
 use super::super::operand::{Address, Flat, Segmented};
-use super::super::{attempt, onward};
+use super::super::{attempt, next};
 use crate::block::{Handler, Op};
 use crate::decode::Decoding;
 use crate::mmu::Kind;
@@ -51,6 +51,10 @@ pub(super) fn select(copy: Move, terms: Terms, d: &Decoding<'_>, op: &mut Op) ->
             (op.dst, op.src) = (to, from);
             sized!(bytes, until, to_general)
         }
+        Move::Signs { to, from } => {
+            (op.dst, op.src) = (to, from);
+            signs
+        }
         Move::Zero { to, .. } => {
             op.dst = to;
             sized!(16, until, zero)
@@ -86,10 +90,15 @@ unsafe fn load<A: Address, const BYTES: usize, const UNTIL: usize>(
     attempt!(cpu, op, cpu.vector_ready(const { class(UNTIL) }));
     let linear = attempt!(cpu, op, A::linear(cpu, this, BYTES, Kind::Read));
     attempt!(cpu, op, cpu.aligned(linear, this.imm as u8));
-    let mut value = [0; BYTES];
-    attempt!(cpu, op, cpu.read_operand(this, linear, &mut value));
-    cpu.set_ymm::<BYTES, UNTIL>(this.dst, value);
-    onward!(op)
+    match cpu.readable_host(linear) {
+        Some(host) if in_page::<BYTES>(linear) => {
+            // SAFETY: `host` is in a mapped page, and the whole value lies in it.
+            let value = unsafe { host.cast::<[u8; BYTES]>().read_unaligned() };
+            cpu.set_ymm::<BYTES, UNTIL>(this.dst, value);
+        }
+        _ => attempt!(cpu, op, cpu.load_slowly::<BYTES, UNTIL>(this, linear)),
+    }
+    next!(cpu, op)
 }
 
 unsafe fn store<A: Address, const BYTES: usize, const UNTIL: usize>(
@@ -101,9 +110,40 @@ unsafe fn store<A: Address, const BYTES: usize, const UNTIL: usize>(
     attempt!(cpu, op, cpu.vector_ready(const { class(UNTIL) }));
     let linear = attempt!(cpu, op, A::linear(cpu, this, BYTES, Kind::Write));
     attempt!(cpu, op, cpu.aligned(linear, this.imm as u8));
-    let register = *cpu.ymm(this.src);
-    attempt!(cpu, op, cpu.write_operand(this, linear, &register[..BYTES]));
-    onward!(op)
+    match cpu.writable_host::<u8>(linear) {
+        Some(host) if in_page::<BYTES>(linear) => {
+            let register = cpu.ymm(this.src).as_ptr();
+            // SAFETY: `host` is in a mapped page, and so are the bytes after it up to the page's end; guest memory
+            // and the register do not overlap.
+            unsafe { std::ptr::copy_nonoverlapping(register, host, BYTES) };
+        }
+        _ => attempt!(cpu, op, cpu.store_slowly::<BYTES>(this, linear)),
+    }
+    next!(cpu, op)
+}
+
+/// Does an operand that begins here end in the same page?
+#[inline(always)]
+const fn in_page<const BYTES: usize>(linear: u64) -> bool {
+    linear & 0xfff <= 4096 - BYTES as u64
+}
+
+impl Cpu {
+    #[cold]
+    #[inline(never)]
+    fn load_slowly<const BYTES: usize, const UNTIL: usize>(&mut self, op: &Op, linear: u64) -> Option<()> {
+        let mut value = [0; BYTES];
+        self.read_bytes(op, linear, &mut value)?;
+        self.set_ymm::<BYTES, UNTIL>(op.dst, value);
+        Some(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn store_slowly<const BYTES: usize>(&mut self, op: &Op, linear: u64) -> Option<()> {
+        let register = *self.ymm(op.src);
+        self.write_bytes(op, linear, &register[..BYTES])
+    }
 }
 
 unsafe fn copy_register<const BYTES: usize, const UNTIL: usize>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -113,7 +153,7 @@ unsafe fn copy_register<const BYTES: usize, const UNTIL: usize>(cpu: &mut Cpu, o
     let source = *cpu.ymm(this.src);
     let value = std::array::from_fn(|i| source[i]);
     cpu.set_ymm::<BYTES, UNTIL>(this.dst, value);
-    onward!(op)
+    next!(cpu, op)
 }
 
 unsafe fn from_general<const BYTES: usize, const UNTIL: usize>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -122,7 +162,7 @@ unsafe fn from_general<const BYTES: usize, const UNTIL: usize>(cpu: &mut Cpu, op
     attempt!(cpu, op, cpu.vector_ready(const { class(UNTIL) }));
     let value = low::<BYTES>(cpu.gpr[usize::from(this.src)]);
     cpu.set_ymm::<8, UNTIL>(this.dst, value.to_le_bytes());
-    onward!(op)
+    next!(cpu, op)
 }
 
 unsafe fn to_general<const BYTES: usize, const UNTIL: usize>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -132,7 +172,7 @@ unsafe fn to_general<const BYTES: usize, const UNTIL: usize>(cpu: &mut Cpu, op: 
     let source = *cpu.ymm(this.src);
     let value = u64::from_le_bytes(std::array::from_fn(|i| source[i]));
     cpu.gpr[usize::from(this.dst)] = low::<BYTES>(value);
-    onward!(op)
+    next!(cpu, op)
 }
 
 unsafe fn zero<const BYTES: usize, const UNTIL: usize>(cpu: &mut Cpu, op: *const Op) -> *const Op {
@@ -140,7 +180,15 @@ unsafe fn zero<const BYTES: usize, const UNTIL: usize>(cpu: &mut Cpu, op: *const
     let this = unsafe { &*op };
     attempt!(cpu, op, cpu.vector_ready(const { class(UNTIL) }));
     cpu.set_ymm::<BYTES, UNTIL>(this.dst, [0; BYTES]);
-    onward!(op)
+    next!(cpu, op)
+}
+
+unsafe fn signs(cpu: &mut Cpu, op: *const Op) -> *const Op {
+    // SAFETY: handlers are called with a live operation.
+    let this = unsafe { &*op };
+    attempt!(cpu, op, cpu.vector_ready(Class::Sse));
+    cpu.gpr[usize::from(this.dst)] = crate::native::moves::signs(cpu.ymm(this.src));
+    next!(cpu, op)
 }
 
 /// The low 4 or 8 bytes of a general register's value.

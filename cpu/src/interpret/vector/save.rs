@@ -1,7 +1,6 @@
 //! LDMXCSR, STMXCSR, FXSAVE, FXRSTOR and the XSAVE family.
 
-use super::super::operand::{Address, Flat, Segmented};
-use super::super::{attempt, onward};
+use super::super::operand::Address;
 use super::by_address;
 use crate::block::{Handler, Op};
 use crate::decode::Decoding;
@@ -55,51 +54,45 @@ fn pointer_width(op: &Op) -> PointerWidth {
     if op.src == 0 { PointerWidth::Selectors } else { PointerWidth::Flat }
 }
 
-unsafe fn ldmxcsr<A: Address, const VEX: bool>(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers are called with a live operation.
-    let this = unsafe { &*op };
-    attempt!(cpu, op, cpu.vector_ready(class(VEX)));
-    let linear = attempt!(cpu, op, A::linear(cpu, this, 4, Kind::Read));
-    let value = attempt!(cpu, op, cpu.load::<u32>(this, linear));
+#[inline(never)]
+fn ldmxcsr<A: Address, const VEX: bool>(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    cpu.vector_ready(class(VEX))?;
+    let linear = A::linear(cpu, op, 4, Kind::Read)?;
+    let value = cpu.load::<u32>(op, linear)?;
     match xsave::checked_mxcsr(value) {
         Ok(value) => cpu.vector_state().mxcsr = value,
-        Err(_) => return cpu.raise(op, Exception::gp(0)),
+        Err(_) => return cpu.fail(Exception::gp(0)),
     }
-    onward!(op)
+    Some(())
 }
 
-unsafe fn stmxcsr<A: Address, const VEX: bool>(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers are called with a live operation.
-    let this = unsafe { &*op };
-    attempt!(cpu, op, cpu.vector_ready(class(VEX)));
-    let linear = attempt!(cpu, op, A::linear(cpu, this, 4, Kind::Write));
+#[inline(never)]
+fn stmxcsr<A: Address, const VEX: bool>(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    cpu.vector_ready(class(VEX))?;
+    let linear = A::linear(cpu, op, 4, Kind::Write)?;
     let value = cpu.vector_state().mxcsr;
-    attempt!(cpu, op, cpu.store::<u32>(this, linear, value));
-    onward!(op)
+    cpu.store::<u32>(op, linear, value)?;
+    Some(())
 }
 
-unsafe fn fxsave_image<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers are called with a live operation.
-    attempt!(cpu, op, cpu.fxsave::<A>(unsafe { &*op }));
-    onward!(op)
+#[inline(never)]
+fn fxsave_image<A: Address>(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    cpu.fxsave::<A>(op)
 }
 
-unsafe fn fxrstor_image<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers are called with a live operation.
-    attempt!(cpu, op, cpu.fxrstor::<A>(unsafe { &*op }));
-    onward!(op)
+#[inline(never)]
+fn fxrstor_image<A: Address>(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    cpu.fxrstor::<A>(op)
 }
 
-unsafe fn xsave_area<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers are called with a live operation.
-    attempt!(cpu, op, cpu.xsave::<A>(unsafe { &*op }));
-    onward!(op)
+#[inline(never)]
+fn xsave_area<A: Address>(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    cpu.xsave::<A>(op)
 }
 
-unsafe fn xrstor_area<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers are called with a live operation.
-    attempt!(cpu, op, cpu.xrstor::<A>(unsafe { &*op }));
-    onward!(op)
+#[inline(never)]
+fn xrstor_area<A: Address>(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    cpu.xrstor::<A>(op)
 }
 
 impl Cpu {

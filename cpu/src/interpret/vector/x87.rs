@@ -1,8 +1,7 @@
 //! x87 instructions that move the control state, and EMMS.
 
-use super::super::operand::{Address, Flat, Segmented};
-use super::super::{attempt, onward};
-use super::by_address;
+use super::super::operand::Address;
+use super::{by_address, outlined};
 use crate::block::{Handler, Op};
 use crate::decode::Decoding;
 use crate::mmu::Kind;
@@ -22,12 +21,12 @@ pub(super) fn select(software: Software, d: &Decoding<'_>, op: &mut Op) -> Optio
         op.src = u8::from(size == OperandSize::Bits32);
     }
     Some(match software {
-        Software::Fwait => fwait,
-        Software::Nothing => obsolete,
-        Software::Fninit => fninit,
-        Software::Fnclex => fnclex,
-        Software::Emms => emms,
-        Software::FnstswAx => fnstsw_ax,
+        Software::Fwait => outlined!(fwait),
+        Software::Nothing => outlined!(obsolete),
+        Software::Fninit => outlined!(fninit),
+        Software::Fnclex => outlined!(fnclex),
+        Software::Emms => outlined!(emms),
+        Software::FnstswAx => outlined!(fnstsw_ax),
         Software::Fldcw => by_address!(d, fldcw),
         Software::Fnstcw => by_address!(d, fnstcw),
         Software::FnstswMemory => by_address!(d, fnstsw),
@@ -65,105 +64,104 @@ impl Cpu {
     }
 }
 
-unsafe fn fwait(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    attempt!(cpu, op, cpu.vector_ready(Class::Wait));
-    attempt!(cpu, op, cpu.x87_ready());
-    onward!(op)
+#[inline(never)]
+fn fwait(cpu: &mut Cpu, _: &Op) -> Option<()> {
+    cpu.vector_ready(Class::Wait)?;
+    cpu.x87_ready()?;
+    Some(())
 }
 
-unsafe fn obsolete(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    attempt!(cpu, op, cpu.vector_ready(Class::X87));
-    onward!(op)
+#[inline(never)]
+fn obsolete(cpu: &mut Cpu, _: &Op) -> Option<()> {
+    cpu.vector_ready(Class::X87)?;
+    Some(())
 }
 
-unsafe fn fninit(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    attempt!(cpu, op, cpu.vector_ready(Class::X87));
+#[inline(never)]
+fn fninit(cpu: &mut Cpu, _: &Op) -> Option<()> {
+    cpu.vector_ready(Class::X87)?;
     x87::initialize(cpu.vector_state());
-    onward!(op)
+    Some(())
 }
 
-unsafe fn fnclex(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    attempt!(cpu, op, cpu.vector_ready(Class::X87));
+#[inline(never)]
+fn fnclex(cpu: &mut Cpu, _: &Op) -> Option<()> {
+    cpu.vector_ready(Class::X87)?;
     x87::clear_exceptions(cpu.vector_state());
-    onward!(op)
+    Some(())
 }
 
-unsafe fn emms(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    attempt!(cpu, op, cpu.vector_ready(Class::Mmx));
-    attempt!(cpu, op, cpu.x87_ready());
+#[inline(never)]
+fn emms(cpu: &mut Cpu, _: &Op) -> Option<()> {
+    cpu.vector_ready(Class::Mmx)?;
+    cpu.x87_ready()?;
     x87::leave_mmx(cpu.vector_state());
-    onward!(op)
+    Some(())
 }
 
-unsafe fn fnstsw_ax(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    attempt!(cpu, op, cpu.vector_ready(Class::X87));
+#[inline(never)]
+fn fnstsw_ax(cpu: &mut Cpu, _: &Op) -> Option<()> {
+    cpu.vector_ready(Class::X87)?;
     let word = cpu.vector_state().fsw;
     cpu.gpr[RAX] = cpu.gpr[RAX] & !0xffff | u64::from(word);
-    onward!(op)
+    Some(())
 }
 
-unsafe fn fldcw<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers are called with a live operation.
-    let this = unsafe { &*op };
-    let word = attempt!(cpu, op, cpu.load_x87::<A, 2>(this, 2));
+#[inline(never)]
+fn fldcw<A: Address>(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    let word = cpu.load_x87::<A, 2>(op, 2)?;
     x87::load_control(cpu.vector_state(), u16::from_le_bytes(word));
-    onward!(op)
+    Some(())
 }
 
-unsafe fn fnstcw<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers are called with a live operation.
-    let this = unsafe { &*op };
+#[inline(never)]
+fn fnstcw<A: Address>(cpu: &mut Cpu, op: &Op) -> Option<()> {
     let fcw = cpu.vector_state().fcw;
-    attempt!(cpu, op, cpu.store_word::<A>(this, fcw));
-    onward!(op)
+    cpu.store_word::<A>(op, fcw)?;
+    Some(())
 }
 
-unsafe fn fnstsw<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers are called with a live operation.
-    let this = unsafe { &*op };
+#[inline(never)]
+fn fnstsw<A: Address>(cpu: &mut Cpu, op: &Op) -> Option<()> {
     let fsw = cpu.vector_state().fsw;
-    attempt!(cpu, op, cpu.store_word::<A>(this, fsw));
-    onward!(op)
+    cpu.store_word::<A>(op, fsw)?;
+    Some(())
 }
 
-unsafe fn fldenv<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers are called with a live operation.
-    let this = unsafe { &*op };
-    let layout = cpu.environment_layout(this);
-    let image = attempt!(cpu, op, cpu.load_x87::<A, ENVIRONMENT_MAX>(this, layout.environment_len()));
+#[inline(never)]
+fn fldenv<A: Address>(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    let layout = cpu.environment_layout(op);
+    let image = cpu.load_x87::<A, ENVIRONMENT_MAX>(op, layout.environment_len())?;
     x87::load_environment(cpu.vector_state(), layout, &image);
-    onward!(op)
+    Some(())
 }
 
-unsafe fn fnstenv<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers are called with a live operation.
-    let this = unsafe { &*op };
-    let layout = cpu.environment_layout(this);
+#[inline(never)]
+fn fnstenv<A: Address>(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    let layout = cpu.environment_layout(op);
     let len = layout.environment_len();
-    let linear = attempt!(cpu, op, cpu.x87_operand::<A>(this, len, Kind::Write));
-    attempt!(cpu, op, cpu.writable_operand(this, linear, len));
+    let linear = cpu.x87_operand::<A>(op, len, Kind::Write)?;
+    cpu.writable_operand(op, linear, len)?;
     let image = x87::store_environment(cpu.vector_state(), layout);
-    attempt!(cpu, op, cpu.write_operand(this, linear, &image[..len]));
-    onward!(op)
+    cpu.write_operand(op, linear, &image[..len])?;
+    Some(())
 }
 
-unsafe fn frstor<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers are called with a live operation.
-    let this = unsafe { &*op };
-    let layout = cpu.environment_layout(this);
-    let image = attempt!(cpu, op, cpu.load_x87::<A, SAVE_MAX>(this, layout.save_len()));
+#[inline(never)]
+fn frstor<A: Address>(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    let layout = cpu.environment_layout(op);
+    let image = cpu.load_x87::<A, SAVE_MAX>(op, layout.save_len())?;
     x87::restore(cpu.vector_state(), layout, &image);
-    onward!(op)
+    Some(())
 }
 
-unsafe fn fnsave<A: Address>(cpu: &mut Cpu, op: *const Op) -> *const Op {
-    // SAFETY: handlers are called with a live operation.
-    let this = unsafe { &*op };
-    let layout = cpu.environment_layout(this);
+#[inline(never)]
+fn fnsave<A: Address>(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    let layout = cpu.environment_layout(op);
     let len = layout.save_len();
-    let linear = attempt!(cpu, op, cpu.x87_operand::<A>(this, len, Kind::Write));
-    attempt!(cpu, op, cpu.writable_operand(this, linear, len));
+    let linear = cpu.x87_operand::<A>(op, len, Kind::Write)?;
+    cpu.writable_operand(op, linear, len)?;
     let image = x87::save(cpu.vector_state(), layout);
-    attempt!(cpu, op, cpu.write_operand(this, linear, &image[..len]));
-    onward!(op)
+    cpu.write_operand(op, linear, &image[..len])?;
+    Some(())
 }
