@@ -136,10 +136,20 @@ pub(crate) fn segment_number(register: Register) -> u8 {
     number as u8
 }
 
+/// The segment of the memory operand. 64-bit mode ignores the prefixes of ES, CS, SS and DS.
+/// SDM Vol. 1, "Segmentation in 64-Bit Mode".
+fn segment(inst: &Instruction, size: CodeSize) -> Register {
+    use Register::{BP, CS, DS, EBP, ES, ESP, RBP, RSP, SP, SS};
+    if size != CodeSize::Bits64 || !matches!(inst.segment_prefix(), ES | CS | SS | DS) {
+        return inst.memory_segment();
+    }
+    if matches!(inst.memory_base(), BP | EBP | RBP | SP | ESP | RSP) { SS } else { DS }
+}
+
 /// Resolves the memory operand, if there is one; returns whether it is flat.
 fn set_memory(op: &mut Op, decoding: &Decoding<'_>) -> bool {
     let inst = decoding.inst;
-    op.segment = segment_number(inst.memory_segment());
+    op.segment = segment_number(segment(inst, decoding.size));
     let address = address_size(inst);
     op.extra |= match address {
         16 => extra::ADDRESS_16,

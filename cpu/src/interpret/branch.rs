@@ -341,13 +341,13 @@ pub(crate) fn select_count(d: &Decoding<'_>, op: &mut Op, kind: u8) -> Option<Ha
 
 fn count_size(inst: &iced_x86::Instruction) -> u16 {
     use super::operand::extra;
-    let name = format!("{:?}", inst.code());
-    if name.contains("RCX") {
-        0
-    } else if name.contains("ECX") {
-        extra::ADDRESS_32
-    } else {
-        extra::ADDRESS_16
+    use iced_x86::Code::*;
+    match inst.code() {
+        Jrcxz_rel8_16 | Jrcxz_rel8_64 | Loop_rel8_16_RCX | Loop_rel8_64_RCX | Loope_rel8_16_RCX
+        | Loope_rel8_64_RCX | Loopne_rel8_16_RCX | Loopne_rel8_64_RCX => 0,
+        Jcxz_rel8_16 | Jcxz_rel8_32 | Loop_rel8_16_CX | Loop_rel8_32_CX | Loope_rel8_16_CX
+        | Loope_rel8_32_CX | Loopne_rel8_16_CX | Loopne_rel8_32_CX => extra::ADDRESS_16,
+        _ => extra::ADDRESS_32,
     }
 }
 

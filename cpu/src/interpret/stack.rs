@@ -240,7 +240,8 @@ unsafe fn enter<T: Width, const LONG: bool>(cpu: &mut Cpu, op: *const Op) -> *co
     let touched = pushed.and_then(|frame| {
         let mask = if LONG { u64::MAX } else { cpu.stack_mask };
         let linear = cpu.stack_linear::<LONG>(this, top & mask, T::SIZE, Kind::Write)?;
-        cpu.probe_write(this, linear, T::SIZE).map(|()| frame)
+        cpu.probe_write(this, linear, T::SIZE).or_else(|| cpu.stack_fault())?;
+        Some(frame)
     });
     let Some(frame) = touched else {
         cpu.gpr[RSP] = before;
@@ -259,7 +260,7 @@ fn enter_pushes<T: Width, const LONG: bool>(cpu: &mut Cpu, op: &Op, level: u64, 
     for _ in 1..level {
         from = from.wrapping_sub(T::SIZE as u64);
         let linear = cpu.stack_linear::<LONG>(op, from & mask, T::SIZE, Kind::Read)?;
-        let value = cpu.load::<T>(op, linear)?;
+        let value = cpu.load::<T>(op, linear).or_else(|| cpu.stack_fault())?;
         cpu.push::<T, LONG>(op, value)?;
     }
     if level > 0 {

@@ -184,6 +184,10 @@ fn row(mnemonic: Mnemonic) -> Option<(Select, Lock)> {
         M::Leave      => (stack::select_leave,                        Never),
         M::Nop        => (|_, _| Some(super::nop),                    Never),
         M::Endbr64 | M::Endbr32 => (|_, _| Some(super::nop),          Never),
+        // Without MPX, CET and their like these encodings are what they always were: no operation, no access.
+        M::Reservednop | M::Cldemote | M::Prefetchit0 | M::Prefetchit1 | M::Rdsspd | M::Rdsspq
+        | M::Bndmk | M::Bndcl | M::Bndcu | M::Bndcn | M::Bndmov | M::Bndldx | M::Bndstx
+                      => (|_, _| Some(super::nop),                    Never),
         M::Loopne     => (|d, op| branch::select_count(d, op, 0),     Never),
         M::Loope      => (|d, op| branch::select_count(d, op, 1),     Never),
         M::Loop       => (|d, op| branch::select_count(d, op, 2),     Never),
