@@ -51,6 +51,7 @@ impl Memory {
             .map_err(|source| HostError::system(format!("map {size} bytes of guest RAM"), source))?;
         let arena = MmapRegion::new(ARENA_SIZE as usize)
             .map_err(|source| HostError::system("map L0's arena", source))?;
+        ram.iter().for_each(|region| prefer_large_pages(region.as_ptr(), region.len() as usize));
         Ok(Self { ram, arena: Arc::new(arena) })
     }
 
@@ -85,6 +86,13 @@ impl Memory {
         // `machine.rs` drops the processors before the last clone of this object, which unmaps them.
         unsafe { cpu::Memory::new(ram.chain([arena]).collect()) }
     }
+}
+
+/// Asks the host for large pages: guest memory is touched all over, and the host's TLB is small. Advice only: where
+/// the host has none, small pages serve.
+fn prefer_large_pages(start: *mut u8, len: usize) {
+    // SAFETY: the range is one live mapping of the caller's; the advice changes no content.
+    unsafe { libc::madvise(start.cast(), len, libc::MADV_HUGEPAGE) };
 }
 
 /// Pages of L0's own, handed out once and never taken back.

@@ -1,9 +1,9 @@
 //! From bytes to operations: iced-x86 decodes, and the tables of `interpret` say which handler runs.
 
-use crate::block::{Handler, Op};
+use crate::block::{Handler, MAX_BLOCK, Op};
 use crate::interpret::{self, operand::extra};
 use crate::state::{BLOCK_RIP, CodeSize, Cpu, ZERO};
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, MemorySize, OpKind, Register};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, MemorySize, Mnemonic, OpKind, Register};
 use vmcs12::arch::segment::SegmentRegister;
 
 /// `Cpu::gpr` index of FS.base in 64-bit mode.
@@ -25,16 +25,18 @@ pub(crate) struct Decoding<'a> {
 pub(crate) struct Selected {
     pub run: Handler,
     pub ends: bool,
+    /// The handler that leaves the status flags alone, for when nobody reads those of this instruction.
+    pub quiet: Option<Handler>,
 }
 
 impl Selected {
     /// The block goes on.
     pub fn next(run: Handler) -> Self {
-        Self { run, ends: false }
+        Self { run, ends: false, quiet: None }
     }
     /// The block ends.
     pub fn end(run: Handler) -> Self {
-        Self { run, ends: true }
+        Self { run, ends: true, quiet: None }
     }
 }
 
@@ -49,6 +51,7 @@ pub(crate) fn block(cpu: &mut Cpu, rip: u64, bytes: &[u8], most: usize, ops: &mu
     let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE);
     let mut inst = Instruction::default();
     let mut used = 0;
+    let mut flags = Flags::default();
     while ops.len() < most {
         decoder.decode_out(&mut inst);
         let failed = inst.is_invalid();
@@ -83,16 +86,67 @@ pub(crate) fn block(cpu: &mut Cpu, rip: u64, bytes: &[u8], most: usize, ops: &mu
         };
         op.run = selected.run;
         ops.push(op);
+        flags.note(&inst, selected);
         used += inst.len() as u64;
         if selected.ends || failed {
+            flags.quieten(ops);
             return Some(used.max(1));
         }
     }
+    flags.quieten(ops);
     let last = *ops.last()?;
     let mut end = last;
     (end.run, end.index, end.delta, end.len) = (interpret::end_of_block, last.index + 1, used as u16, 0);
     ops.push(end);
     Some(used)
+}
+
+/// What each instruction of a block does with the status flags, as iced-x86's bits.
+#[derive(Default)]
+struct Flags {
+    uses: [FlagUse; MAX_BLOCK],
+    len: usize,
+}
+
+#[derive(Clone, Copy, Default)]
+struct FlagUse {
+    read: u32,
+    written: u32,
+    /// The instruction may fault or leave the block: the flags before it must be exact.
+    barrier: bool,
+    quiet: Option<Handler>,
+}
+
+impl Flags {
+    fn note(&mut self, inst: &Instruction, selected: Selected) {
+        let by_cl =
+            inst.op_count() > 1 && inst.op1_kind() == OpKind::Register && inst.op1_register() == Register::CL;
+        let no_count =
+            inst.op_count() == 2 && inst.op1_kind() == OpKind::Immediate8 && inst.immediate8() & 31 == 0;
+        let counted = matches!(inst.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd) || by_cl || no_count;
+        self.uses[self.len] = FlagUse {
+            read: inst.rflags_read(),
+            // A count of 0 leaves the flags.
+            written: if counted { 0 } else { inst.rflags_modified() },
+            barrier: !(selected.quiet.is_some() || interpret::table::is_plain(inst)),
+            quiet: selected.quiet,
+        };
+        self.len += 1;
+    }
+
+    /// Chooses the quiet handler where every flag that an instruction writes is written again before it is read.
+    fn quieten(&self, ops: &mut [Op]) {
+        let mut live = u32::MAX;
+        for (used, op) in self.uses[..self.len].iter().zip(ops).rev() {
+            if let Some(quiet) = used.quiet
+                && used.written & live == 0
+                && used.written != 0
+            {
+                op.run = quiet;
+            }
+            live = if used.barrier { u32::MAX } else { (live & !used.written) | used.read };
+        }
+    }
 }
 
 fn select(cpu: &mut Cpu, inst: &Instruction, op: &mut Op) -> Selected {

@@ -282,7 +282,10 @@ impl Vmcs {
     pub fn set_control(&mut self, control: Control, on: bool) {
         let field = control.word.field();
         let rest = self.raw(field) & !control.mask();
-        self.set_raw(field, if on { rest | control.mask() } else { rest });
+        let value = if on { rest | control.mask() } else { rest };
+        if value != self.raw(field) {
+            self.set_raw(field, value);
+        }
     }
 }
 

@@ -360,6 +360,31 @@ impl<F: One> Unary for Locked<F> {
     }
 }
 
+/// The register forms of a computation whose status nobody reads.
+pub(crate) struct Quiet<F>(PhantomData<F>);
+
+impl<A: Alu> Binary for Quiet<A> {
+    unsafe fn run<T: Width, D: Place, S: Source>(cpu: &mut Cpu, op: *const Op) -> *const Op {
+        // SAFETY: handlers are called with a live operation.
+        let this = unsafe { &*op };
+        if let Some(b) = S::quick::<T>(cpu, this) {
+            let value = A::compute(register(cpu, this.dst), b, cpu.status).0;
+            set_register(cpu, this.dst, value);
+        }
+        next!(cpu, op)
+    }
+}
+
+impl<F: One> Unary for Quiet<F> {
+    unsafe fn run<T: Width, D: Place>(cpu: &mut Cpu, op: *const Op) -> *const Op {
+        // SAFETY: handlers are called with a live operation.
+        let this = unsafe { &*op };
+        let value = F::compute::<T>(register(cpu, this.dst), cpu.status).0;
+        set_register(cpu, this.dst, value);
+        next!(cpu, op)
+    }
+}
+
 /// XADD.
 pub(crate) struct Xadd;
 impl Binary for Xadd {

@@ -15,6 +15,8 @@ use vmcs12::cpu_state::gpr::RSP;
 
 /// Set in [`Op::extra`] of a branch with 16-bit operand size: IP is 16 bits.
 const IP_16: u16 = 1 << 15;
+/// Set in [`Op::extra`] of a direct branch that leaves its page: no link, the jump cache leads on.
+const CROSSES: u16 = 1 << 14;
 
 /// A condition by its number in the opcode. SDM Vol. 1, "EFLAGS Condition Codes".
 #[inline(always)]
@@ -57,6 +59,12 @@ impl Cpu {
             self.rip = rip;
             return std::ptr::null();
         }
+        self.go_cached(rip)
+    }
+
+    /// Goes to the block at `rip` by the jump cache.
+    #[inline(always)]
+    fn go_cached(&mut self, rip: u64) -> *const Op {
         let linear = self.code_linear(rip);
         // SAFETY: `context` points to a context of `pool`, which lives as long as `self`.
         let context = unsafe { &*self.context };
@@ -71,7 +79,7 @@ impl Cpu {
         unsafe { go!(cpu, jump.target) }
     }
 
-    /// Finds the block at `rip` and goes there.
+    /// Finds the block at `rip` and goes there. It is what a jump cache that misses ends in.
     #[cold]
     #[inline(never)]
     fn go_find(&mut self, rip: u64) -> *const Op {
@@ -109,6 +117,9 @@ impl Cpu {
         }
         let target = this.imm as *const Op;
         if target.is_null() {
+            if this.extra & CROSSES != 0 {
+                return self.go_cached(rip);
+            }
             return self.go_link(op, rip);
         }
         self.gpr[BLOCK_RIP] = rip;
@@ -301,8 +312,12 @@ fn direct(d: &Decoding<'_>, op: &mut Op) {
     if d.inst.op0_kind() == OpKind::NearBranch16 {
         op.extra |= IP_16;
     }
-    let block = d.inst.ip().wrapping_sub(u64::from(op.delta));
-    op.disp = d.inst.near_branch_target().wrapping_sub(block) as i32;
+    let (ip, target) = (d.inst.ip(), d.inst.near_branch_target());
+    if ip >> 12 != target >> 12 {
+        op.extra |= CROSSES;
+    }
+    let block = ip.wrapping_sub(u64::from(op.delta));
+    op.disp = target.wrapping_sub(block) as i32;
 }
 
 macro_rules! by_condition {

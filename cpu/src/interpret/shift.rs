@@ -33,6 +33,21 @@ impl<F: Shift> Binary for By<F> {
     }
 }
 
+/// The forms with a register and an immediate count, of which nobody reads the status.
+pub(crate) struct Quiet<F>(PhantomData<F>);
+
+impl<F: Shift> Binary for Quiet<F> {
+    unsafe fn run<T: Width, D: Place, S: Source>(cpu: &mut Cpu, op: *const Op) -> *const Op {
+        // SAFETY: handlers are called with a live operation.
+        let this = unsafe { &*op };
+        let count = this.imm as u32 & if T::SIZE == 8 { 63 } else { 31 };
+        let value: T = register(cpu, this.dst);
+        let value = if count == 0 { value } else { F::compute(value, count, cpu.status).0 };
+        super::operand::set_register(cpu, this.dst, value);
+        next!(cpu, op)
+    }
+}
+
 #[inline(never)]
 fn slowly<F: Shift, T: Width, D: Place, S: Source>(cpu: &mut Cpu, op: *const Op) -> *const Op {
     // SAFETY: handlers are called with a live operation.

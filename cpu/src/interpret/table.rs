@@ -1,19 +1,19 @@
 //! The integer instructions: mnemonic → handler. Operand forms and widths come from the decoder.
 
 use super::arith::{
-    self, Adc, Add, And, Binary, Cmp, Cmpxchg, Dec, Inc, Locked, Neg, Not, One, Or, Plain, Sbb, Sub, Test,
-    Xadd, Xchg, Xor,
+    self, Adc, Add, And, Binary, Cmp, Cmpxchg, Dec, Inc, Locked, Neg, Not, One, Or, Plain, Quiet, Sbb, Sub,
+    Test, Xadd, Xchg, Xor,
 };
 use super::bit::{self, Lowest, Of, Three};
 use super::moves::{self, Cmov, Movbe, Set};
 use super::multiply::{Div, Idiv, Imul1, Imul2, Imul3, Mul, Mulx, decimal};
 use super::operand::extra;
 use super::shift::{By, Double, Flagless, Rcl, Rcr, Rol, Ror, Sar, Shl, Shr};
-use super::{branch, stack, string};
+use super::{branch, shift, stack, string};
 use crate::block::{Handler, Op};
 use crate::decode::{Decoding, Selected};
 use crate::state::lacks;
-use iced_x86::{Mnemonic, OpKind};
+use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind};
 
 type Select = fn(&Decoding<'_>, &mut Op) -> Option<Handler>;
 
@@ -276,10 +276,80 @@ pub(crate) fn select(d: &Decoding<'_>, op: &mut Op) -> Option<Selected> {
         return Some(if locked { Selected::end(super::undefined) } else { selected });
     }
     let (choose, lock) = row(d.inst.mnemonic())?;
+    if is_lacking(d) {
+        return Some(Selected::end(super::undefined));
+    }
     if locked
         && (lock == Lock::Never || d.inst.op0_kind() != OpKind::Memory && d.inst.op1_kind() != OpKind::Memory)
     {
         return Some(Selected::end(super::undefined));
     }
-    choose(d, op).map(Selected::next)
+    let run = choose(d, op)?;
+    let register_only = !has_memory(d.inst) && d.inst.op0_kind() == OpKind::Register;
+    let quiet = if register_only { quiet(d.inst.mnemonic()).and_then(|choose| choose(d, op)) } else { None };
+    Some(Selected { quiet, ..Selected::next(run) })
+}
+
+/// Does the model lack the instruction's extension? LZCNT and TZCNT then decode as BSR and BSF: their rows see to that.
+fn is_lacking(d: &Decoding<'_>) -> bool {
+    d.lacks.0 != 0
+        && d.inst.cpuid_features().iter().any(|feature| match feature {
+            CpuidFeature::BMI1 => d.inst.mnemonic() != Mnemonic::Tzcnt && d.lacks.has(lacks::BMI1),
+            CpuidFeature::BMI2 => d.lacks.has(lacks::BMI2),
+            CpuidFeature::POPCNT => d.lacks.has(lacks::POPCNT),
+            CpuidFeature::MOVBE => d.lacks.has(lacks::MOVBE),
+            CpuidFeature::CMPXCHG16B => d.lacks.has(lacks::CMPXCHG16B),
+            CpuidFeature::SSE4_2 => d.lacks.has(lacks::SSE4_2),
+            _ => false,
+        })
+}
+
+fn has_memory(inst: &Instruction) -> bool {
+    (0..inst.op_count())
+        .any(|i| !matches!(inst.op_kind(i), OpKind::Register) && !arith::is_immediate(inst.op_kind(i)))
+}
+
+/// Instructions on registers alone, which cannot fault, whatever they do with the flags.
+pub(crate) fn is_plain(inst: &Instruction) -> bool {
+    use Mnemonic::{Bswap, Cbw, Cdq, Cdqe, Cqo, Cwd, Cwde, Lea, Mov, Movsx, Movsxd, Movzx, Nop};
+    let registers = (0..inst.op_count()).all(|i| match inst.op_kind(i) {
+        OpKind::Register => inst.op_register(i).is_gpr(),
+        kind => arith::is_immediate(kind) || inst.mnemonic() == Lea,
+    });
+    let conditional = inst.condition_code() != iced_x86::ConditionCode::None && !inst.is_jcc_short_or_near();
+    registers
+        && (conditional
+            || matches!(
+                inst.mnemonic(),
+                Bswap | Cbw | Cdq | Cdqe | Cqo | Cwd | Cwde | Lea | Mov | Movsx | Movsxd | Movzx | Nop
+            ))
+}
+
+/// A count in CL may be 0, which leaves the flags: only immediate counts are known.
+fn shift_quietly<F: shift::Shift>(d: &Decoding<'_>, op: &mut Op) -> Option<Handler> {
+    if arith::is_immediate(d.inst.op1_kind()) { arith::binary::<shift::Quiet<F>>(d, op) } else { None }
+}
+
+/// The register forms that leave the status flags alone.
+#[rustfmt::skip]
+fn quiet(mnemonic: Mnemonic) -> Option<Select> {
+    use Mnemonic as M;
+    Some(match mnemonic {
+        M::Add            => arith::binary::<Quiet<Add>>,
+        M::Adc            => arith::binary::<Quiet<Adc>>,
+        M::And            => arith::binary::<Quiet<And>>,
+        M::Or             => arith::binary::<Quiet<Or>>,
+        M::Sbb            => arith::binary::<Quiet<Sbb>>,
+        M::Sub            => arith::binary::<Quiet<Sub>>,
+        M::Xor            => arith::binary::<Quiet<Xor>>,
+        M::Inc            => arith::unary::<Quiet<Inc>>,
+        M::Dec            => arith::unary::<Quiet<Dec>>,
+        M::Neg            => arith::unary::<Quiet<Neg>>,
+        M::Shl | M::Sal   => shift_quietly::<Shl>,
+        M::Shr            => shift_quietly::<Shr>,
+        M::Sar            => shift_quietly::<Sar>,
+        M::Rol            => shift_quietly::<Rol>,
+        M::Ror            => shift_quietly::<Ror>,
+        _ => return None,
+    })
 }

@@ -1,0 +1,37 @@
+//! Where AMD's processors and Intel's differ in what their manuals define. Intel's behaviour is ours; on an AMD host
+//! these forms or operands are left out.
+
+use iced_x86::{Code, Instruction, Mnemonic};
+
+/// Is this an AMD host?
+fn is_amd() -> bool {
+    let leaf = std::arch::x86_64::__cpuid(0);
+    [leaf.ebx, leaf.edx, leaf.ecx] == [*b"Auth", *b"enti", *b"cAMD"].map(u32::from_le_bytes)
+}
+
+/// Forms that differ.
+pub fn differs(code: Code) -> Option<&'static str> {
+    Some(match code {
+        Code::Movsxd_r16_rm16 if is_amd() => "AMD's reads 32 bits of memory, Intel's 16",
+        Code::Reservednop_rm16_r16_0F0D
+        | Code::Reservednop_rm32_r32_0F0D
+        | Code::Reservednop_rm64_r64_0F0D
+            if is_amd() =>
+        {
+            "AMD's raises #UD for a register operand, Intel's does nothing"
+        }
+        _ => return None,
+    })
+}
+
+/// AMD's INS and OUTS with a REP prefix check the port even if the count is 0.
+pub fn checks_ports_late(inst: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(inst.mnemonic(), M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd) && is_amd()
+}
+
+/// Neither manual says which operand of CMPS is read first: at most one of them may fault.
+pub fn faults_in_its_own_order(inst: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(inst.mnemonic(), M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq)
+}
