@@ -46,7 +46,7 @@ impl Cpu {
                 Stop::Continue => {}
                 Stop::Exit(cause) => return cause,
                 Stop::Fault(fault) => {
-                    if let Some(cause) = self.take_fault(fault) {
+                    if let Some(cause) = self.take_fault(fault).or_else(|| self.trap_after_delivery()) {
                         return cause;
                     }
                 }
@@ -94,8 +94,10 @@ impl Cpu {
         if traps && self.retired > retired && self.stop == Stop::Continue {
             self.single_step_trap();
         }
-        if stepping && self.stop == Stop::Continue && self.retired > retired {
-            self.after_step();
+        if stepping && self.stop == Stop::Continue {
+            if self.retired > retired {
+                self.after_step();
+            }
             return self.controls.monitor_trap.then(|| self.monitor_trap_exit());
         }
         None

@@ -84,7 +84,7 @@ impl Cpu {
         }
         self.note_debug_exception(bits);
         let event = Delivery::exception(vector::DB, None, self.rip);
-        self.deliver(event)
+        self.deliver(event).or_else(|| self.trap_after_delivery())
     }
 
     /// DR6 and DR7 as a #DB that is delivered leaves them.

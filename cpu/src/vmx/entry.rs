@@ -211,6 +211,10 @@ impl Cpu {
             return None;
         }
         let kind = event.get(InjectedEvent::KIND);
+        if kind == EventKind::Other {
+            // SDM Vol. 3, "Injection of Pending MTF VM Exits".
+            return Some(self.monitor_trap_exit());
+        }
         let software = matches!(
             kind,
             EventKind::SoftwareInterrupt
@@ -223,20 +227,23 @@ impl Cpu {
         if !(self.vmcs().get(GUEST_INTERRUPTIBILITY_STATE).get(InterruptibilityState::MOV_SS) && software) {
             self.pending_debug = 0;
         }
-        self.deliver(Delivery {
+        let event = Delivery {
             kind,
             vector: event.get(InjectedEvent::VECTOR),
             error_code,
             return_rip: self.rip.wrapping_add(u64::from(length)) & self.ip_mask,
             instruction_length: length,
-        })
+        };
+        self.deliver(event).or_else(|| self.trap_after_delivery())
     }
 
     /// Runs from the activity state of the VMCS: an inactive processor has nothing to do until L0 acts.
     fn run_guest(&mut self) -> Cause {
         let activity = Activity::from_raw(self.vmcs().get(GUEST_ACTIVITY_STATE));
         if activity != Some(Activity::Active) && !injects(self.vmcs()) {
-            return self.end_of_budget();
+            // An open window ends HLT. SDM Vol. 3, "Interrupt-Window Exiting and Virtual-Interrupt Delivery".
+            let window = if activity == Some(Activity::Hlt) { self.window_exit() } else { None };
+            return window.unwrap_or_else(|| self.end_of_budget());
         }
         self.run()
     }

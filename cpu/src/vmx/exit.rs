@@ -121,6 +121,11 @@ impl Cpu {
         Cause::Vm(Reason::MonitorTrapFlag)
     }
 
+    /// The monitor trap flag, after the delivery of an event.
+    pub(crate) fn trap_after_delivery(&mut self) -> Option<Cause> {
+        self.controls.monitor_trap.then(|| self.monitor_trap_exit())
+    }
+
     /// Saves guest state and returns the exit.
     pub(crate) fn end(&mut self, cause: Cause) -> Exit {
         self.end_smap_suspension();

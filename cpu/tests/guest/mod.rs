@@ -62,8 +62,7 @@ impl Guest {
         // SAFETY: the mapping is never removed.
         let memory = unsafe { Memory::new(vec![region]) };
         write_page_tables(&memory);
-        let mut capabilities = vmcs12::implemented::implemented();
-        capabilities.physical_width = 52;
+        let capabilities = vmcs12::implemented::processor();
         let model = Model { capabilities, physical_width: 46, lacks: cpu::Lacks::default() };
         let vmcs =
             VmcsSet { current: Box::new(long_mode()), linked: None, writers: None, shadow_accesses: (0, 0) };
