@@ -77,9 +77,7 @@ impl Cpu {
         let most =
             if self.needs_stepping() { 1 } else { (self.hard_limit - self.retired).min(MAX_BLOCK as u64) };
         let mut scratch = Vec::with_capacity(MAX_BLOCK + 1);
-        if self.decode_at(self.rip, most as usize, &mut scratch).is_none() {
-            return None;
-        }
+        self.decode_at(self.rip, most as usize, &mut scratch)?;
         let soft_limit = std::mem::replace(&mut self.soft_limit, 0);
         let stepping = most == 1 && self.needs_stepping();
         let (retired, traps) = (self.retired, stepping && self.rflags & rflags::TF != 0);

@@ -55,18 +55,7 @@ impl Cpu {
         unsafe { &mut *self.state }
     }
 
-    /// Ends the instruction in a fault-like VM exit: nothing has changed.
-    #[inline(never)]
-    pub(crate) fn instruction_exit(
-        &mut self,
-        op: *const Op,
-        reason: Reason,
-        qualification: u64,
-    ) -> *const Op {
-        self.instruction_exit_with(op, reason, qualification, 0)
-    }
-
-    /// As [`Cpu::instruction_exit`], with VM-exit instruction information.
+    /// Ends the instruction in a fault-like VM exit, with VM-exit instruction information: nothing has changed.
     #[inline(never)]
     pub(crate) fn instruction_exit_with(
         &mut self,

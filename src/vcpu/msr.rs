@@ -55,9 +55,12 @@ enum Passed {
     Both,
 }
 
+/// An MSR, what is passed through of it, and on which models it exists.
+type PassedRow = (u32, Passed, fn(&Model) -> bool);
+
 /// MSRs that the processor keeps itself, and what of them the profile must have.
 #[rustfmt::skip]
-const PASSED_THROUGH: &[(u32, Passed, fn(&Model) -> bool)] = &[
+const PASSED_THROUGH: &[PassedRow] = &[
     (IA32_SPEC_CTRL,      Passed::Reads,  |model| model.spec_ctrl.is_some()),   // a write may set bits that are not offered
     (IA32_PRED_CMD,       Passed::Writes, |model| model.pred_cmd),
     (IA32_FLUSH_CMD,      Passed::Writes, |model| model.flush_cmd),

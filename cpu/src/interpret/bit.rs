@@ -5,7 +5,6 @@ use super::operand::{
     Address, Flat, Mem, Place, Reg, Segmented, Source, Src, Width, address_mask, register, set_register,
 };
 use super::{attempt, next, onward};
-use crate::alu;
 use crate::block::{Handler, Op};
 use crate::decode::{Decoding, operand_size, register_offset};
 use crate::flags::Status;
@@ -340,8 +339,8 @@ pub(crate) unsafe fn compare_exchange_pair<const WIDE: bool>(cpu: &mut Cpu, op: 
     let seen = match (WIDE, cpu.writable_host::<u64>(linear)) {
         // SAFETY: the place may be read and written; 16 aligned bytes lie in the page of their first 8.
         (true, Some(place)) => unsafe { compare_exchange_16(place, expected, new) },
-        // SAFETY: as above.
         (false, Some(place)) => {
+            // SAFETY: the place may be read and written.
             u128::from(unsafe { super::arith::compare_exchange(place, expected as u64, new as u64) })
         }
         (_, None) => {
@@ -390,9 +389,4 @@ unsafe fn compare_exchange_16(place: *mut u64, expected: u128, new: u128) -> u12
         );
     }
     u128::from(low) | u128::from(high) << 64
-}
-
-/// The status of comparing two values.
-pub(crate) fn compare<T: Width>(a: T, b: T) -> Status {
-    alu::sub(a, b, false).1
 }

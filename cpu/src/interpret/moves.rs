@@ -1,14 +1,13 @@
 //! MOV and its kin, conversions, exchanges, LEA.
 
 use super::arith::{Binary, Unary};
-use super::operand::{Flat, Mem, Place, Reg, Segmented, Source, Src, Width, register, set_register};
+use super::operand::{Flat, Mem, Place, Segmented, Source, Src, Width, register, set_register};
 use super::{attempt, next};
 use crate::block::{Handler, Op};
 use crate::decode::{Decoding, operand_size, register_offset};
 use crate::mmu::access::Scalar;
 use crate::state::Cpu;
 use iced_x86::OpKind;
-use std::marker::PhantomData;
 
 /// MOV.
 pub(crate) struct Mov;
@@ -266,15 +265,6 @@ impl<const CONDITION: u8> Unary for Set<CONDITION> {
         let value = u64::from(super::branch::condition::<CONDITION>(cpu.status));
         attempt!(cpu, op, D::put::<T>(cpu, this, T::from_u64(value)));
         next!(cpu, op)
-    }
-}
-
-/// Families whose destination is a register only.
-pub(crate) struct RegisterOnly<F>(PhantomData<F>);
-impl<F: Binary> Binary for RegisterOnly<F> {
-    unsafe fn run<T: Width, D: Place, S: Source>(cpu: &mut Cpu, op: *const Op) -> *const Op {
-        // SAFETY: as this function's.
-        unsafe { F::run::<T, Reg, S>(cpu, op) }
     }
 }
 

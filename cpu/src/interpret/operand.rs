@@ -35,7 +35,6 @@ pub(crate) mod extra {
     pub const LOCK: u16 = 1 << 11;
     pub const REP: u16 = 1 << 12;
     pub const REPNE: u16 = 1 << 13;
-    pub const OPERAND_SHIFT: u32 = 14;
 }
 
 /// Reads a register by its byte offset.

@@ -25,7 +25,6 @@ const PKEY_SHIFT: u32 = 59;
 pub(crate) struct Translation {
     /// Machine-physical address of the 4-KiB page; a hole, if nothing backs it.
     pub pa: u64,
-    pub gpa: u64,
     pub size: PageSize,
     /// May be written without another walk: permitted, and every dirty flag is set.
     pub writable: bool,
@@ -91,7 +90,6 @@ impl Cpu {
             let mapping = self.guest_physical(gpa | (linear & 0xfff), last)?;
             return Ok(Translation {
                 pa: mapping.pa,
-                gpa,
                 size: mapping.size,
                 writable: mapping.writable,
                 readable: mapping.readable,
@@ -117,7 +115,6 @@ impl Cpu {
         let may_write = self.check_rights(linear, &leaf, Kind::Write, privilege).is_ok();
         Ok(Translation {
             pa: mapping.pa,
-            gpa,
             size,
             writable: mapping.writable && may_write && (dirty || leaf.entry & D != 0),
             readable: mapping.readable && self.check_rights(linear, &leaf, Kind::Read, privilege).is_ok(),

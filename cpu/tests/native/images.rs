@@ -55,7 +55,7 @@ fn fxsave_with_selectors_keeps_32_bits_of_each_pointer() {
 #[test]
 fn every_set_of_components_comes_back_from_both_formats() {
     let mut random = Random(3);
-    let sets = (0..16).map(|bits| bits & 7 | (bits >> 3) * component::PKRU);
+    let sets = (0..16).map(|bits| (bits & 7) | ((bits >> 3) * component::PKRU));
     for (requested, save) in
         sets.flat_map(|set| [(set, Save::Xsave), (set, Save::Xsavec), (set, Save::Xsaves)])
     {
