@@ -245,8 +245,8 @@ fn a_halt_with_interrupts_off_ends_the_run() {
     assert_eq!(Guest::new(CodeAssembler::hlt).run(), End::Halted);
 }
 
-#[test]
-fn the_local_apics_timer_ends_a_halt_and_costs_no_instructions() {
+/// A guest that halts until its timer interrupts it.
+fn waits_for_its_timer() -> Guest {
     let program = |code: &mut CodeAssembler| {
         code.mov(edi, 0xfee0_0000u32)?;
         code.mov(dword_ptr(edi + 0xf0), 0x1ff)?; // spurious-interrupt vector, enabled
@@ -257,7 +257,23 @@ fn the_local_apics_timer_ends_a_halt_and_costs_no_instructions() {
         code.hlt()?;
         leave(code, 1)
     };
-    let mut guest = Guest::new(program).gate(0x40, 0x2000, |code| leave(code, 0x40));
+    Guest::new(program).gate(0x40, 0x2000, |code| leave(code, 0x40))
+}
+
+#[test]
+fn the_same_guest_makes_the_same_run() {
+    let run = || {
+        let mut guest = waits_for_its_timer();
+        let end = guest.run();
+        let counters = guest.vcpu.counters(&guest.board);
+        (end, counters, guest.board.clock.now_ns(), guest.vcpu.last_exits())
+    };
+    assert_eq!(run(), run());
+}
+
+#[test]
+fn the_local_apics_timer_ends_a_halt_and_costs_no_instructions() {
+    let mut guest = waits_for_its_timer();
     assert_eq!(guest.run(), End::DebugExit(0x40));
     assert_eq!(guest.board.retired(), 8);
     assert!(guest.board.clock.now_ns() > 10_000_000);

@@ -3,6 +3,7 @@
 use super::flags;
 use super::form::{Instance, fixed_target, number};
 use super::layout::*;
+use super::mode::Mode;
 use super::random::Random;
 use super::state::Registers;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
@@ -19,7 +20,7 @@ const RDI: usize = 7;
 /// Where an instruction starts.
 pub struct Case {
     pub registers: Registers,
-    /// Offset in the data of what is written there first, and the bytes.
+    /// Offset in the data of what is written there first, as far as there is room, and the bytes.
     pub patch: Option<(usize, [u8; 8])>,
     /// Where in the template the data pages' bytes begin.
     pub data: usize,
@@ -42,7 +43,7 @@ fn target(random: &mut Random) -> u64 {
 
 /// The target, or one that a 32-bit address can reach.
 fn reachable(target: u64) -> u64 {
-    if target >> 32 == 0 { target } else { MIDDLE }
+    Mode::Bits32.reachable(target)
 }
 
 fn stack(random: &mut Random) -> u64 {
@@ -198,7 +199,12 @@ fn favour(
             gpr[RAX] = peek(data, at?, 8)?;
             gpr[RDX] = peek(data, at? + 8, 8)?;
         }
-        Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne | Mnemonic::Jrcxz | Mnemonic::Jecxz
+        Mnemonic::Loop
+        | Mnemonic::Loope
+        | Mnemonic::Loopne
+        | Mnemonic::Jrcxz
+        | Mnemonic::Jecxz
+        | Mnemonic::Jcxz
             if random.one_in(2) =>
         {
             gpr[RCX] = random.below(3) | if random.one_in(2) { random.next() << 32 } else { 0 };
@@ -208,7 +214,7 @@ fn favour(
         }
         Mnemonic::Jmp | Mnemonic::Call => return set_indirect(instance, registers, at, random),
         Mnemonic::Ret => return patch(gpr[RSP], landing(instance, random)),
-        Mnemonic::Popf | Mnemonic::Popfq => {
+        Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq => {
             // AC stays clear: the host's kernel and ours differ in what they check while it handles the trap.
             return patch(gpr[RSP], random.next() & !(rflags::TF | rflags::AC));
         }
@@ -219,7 +225,7 @@ fn favour(
 
 fn patch(at: u64, value: u64) -> Option<(usize, [u8; 8])> {
     let offset = usize::try_from(at.checked_sub(DATA)?).ok()?;
-    (offset + 8 <= DATA_LEN).then(|| (offset, value.to_le_bytes()))
+    (offset < DATA_LEN).then(|| (offset, value.to_le_bytes()))
 }
 
 fn set_indirect(
@@ -239,36 +245,35 @@ fn set_indirect(
     }
 }
 
-/// Does an indirect branch go where nothing is known to stand? The host and Intel differ in where they fault for a
-/// target that is not canonical, and an unmapped one may be mapped in the host.
-fn is_wild(
-    instance: &Instance,
-    registers: &Registers,
-    at: Option<u64>,
-    patch: Option<(usize, [u8; 8])>,
-) -> bool {
-    let unmapped = |at: u64| !(DATA..=DATA + DATA_LEN as u64 - 8).contains(&at);
-    match (instance.inst.mnemonic(), instance.inst.op0_kind()) {
-        (Mnemonic::Jmp | Mnemonic::Call, OpKind::Memory) => {
-            patch.is_none() && (READ_ONLY..READ_ONLY + 4096).contains(&at.unwrap_or(0))
-        }
-        (Mnemonic::Ret, _) => {
-            patch.is_none() && !unmapped(registers.gpr[RSP])
-                || (READ_ONLY..READ_ONLY + 4096).contains(&registers.gpr[RSP])
-        }
-        _ => false,
-    }
+/// Does an indirect branch take its target from the read-only page, where no landing stands? The host and Intel
+/// differ in where they fault for a target that is not canonical, and any other may be mapped in the host.
+fn is_wild(instance: &Instance, registers: &Registers, at: Option<u64>) -> bool {
+    let from = match (instance.inst.mnemonic(), instance.inst.op0_kind()) {
+        (Mnemonic::Jmp | Mnemonic::Call, OpKind::Memory) => at,
+        (Mnemonic::Ret, _) => Some(registers.gpr[RSP]),
+        _ => None,
+    };
+    from.is_some_and(|from| (READ_ONLY..READ_ONLY + 4096).contains(&from))
 }
 
 /// A random case for the instance; the data pages hold bytes of `template`. `None` if the instance hardly has one.
-pub fn random_case(instance: &Instance, template: &[u8], random: &mut Random, fs_base: u64) -> Option<Case> {
+pub fn random_case(
+    instance: &Instance,
+    mode: Mode,
+    template: &[u8],
+    random: &mut Random,
+    fs_base: u64,
+) -> Option<Case> {
     const ATTEMPTS: usize = 20;
     for _ in 0..ATTEMPTS {
-        let mut registers = random.registers();
+        let mut registers = mode.fit(random.registers());
         let inst = &instance.inst;
         if inst.is_stack_instruction() || matches!(inst.mnemonic(), Mnemonic::Leave | Mnemonic::Enter) {
-            registers.gpr[RSP] = stack(random);
-            registers.gpr[RBP] = stack(random);
+            registers.gpr[RSP] = mode.reachable(stack(random));
+            registers.gpr[RBP] = mode.reachable(stack(random));
+        }
+        if super::intel::commits_before_fault(inst) {
+            registers.gpr[RSP] = fixed_target(random);
         }
         set_strings(instance, &mut registers, random);
         set_bit_offset(instance, &mut registers, random);
@@ -285,7 +290,8 @@ pub fn random_case(instance: &Instance, template: &[u8], random: &mut Random, fs
             let wanted = at.expect("aimed above");
             aim(instance, &mut registers, wanted, fs_base);
         }
-        if !is_wild(instance, &registers, at, patch)
+        registers = mode.fit(registers);
+        if !is_wild(instance, &registers, at)
             && is_safe(instance, &registers)
             && !flags::result_is_undefined(inst, registers.gpr[RCX])
         {

@@ -17,6 +17,9 @@ pub fn undefined(mnemonic: Mnemonic) -> u64 {
         M::Blsi | M::Blsr | M::Blsmsk | M::Bzhi        => AF | PF,
         M::Mul | M::Imul                               => SF | ZF | AF | PF,
         M::Div | M::Idiv                               => CF | OF | SF | ZF | AF | PF,
+        M::Aaa | M::Aas                                => OF | SF | ZF | PF,
+        M::Daa | M::Das                                => OF,
+        M::Aam | M::Aad                                => OF | AF | CF,
         _ => 0,
     }
 }

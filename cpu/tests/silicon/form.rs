@@ -1,6 +1,7 @@
 //! The forms under test, and random instructions of a form.
 
 use super::layout::*;
+use super::mode::Mode;
 use super::random::Random;
 use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, Encoder, EncodingKind, Instruction, Mnemonic};
 use iced_x86::{OpCodeOperandKind as K, OpKind, Register};
@@ -121,21 +122,21 @@ fn skipped(code: Code) -> Option<&'static str> {
         return Some(reason);
     }
     if kinds.iter().any(|kind| matches!(kind, K::br16_1 | K::br16_2)) {
-        return Some("a 16-bit branch in 64-bit mode: AMD's, Intel ignores the prefix");
+        return Some("a 16-bit branch: it leaves the window, and Intel's 64-bit mode ignores the prefix");
     }
     if kinds.iter().any(|kind| matches!(kind, K::cr_reg | K::dr_reg | K::tr_reg)) {
         return Some("a control or debug register");
     }
     Some(match code.mnemonic() {
         M::Lds | M::Les | M::Lss | M::Lfs | M::Lgs     => "loads a segment register: needs descriptors",
-        M::Pop if matches!(kinds, [K::fs | K::gs])     => "loads a segment register: needs descriptors",
+        M::Pop if matches!(kinds, [K::es | K::ss | K::ds | K::fs | K::gs]) => "loads a segment register: needs descriptors",
         M::Mov if kinds.first() == Some(&K::seg_reg)   => "loads a segment register: needs descriptors",
         M::Lar | M::Lsl | M::Verr | M::Verw            => "reads descriptors",
         M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw => "a system register; the host's kernel may emulate it (UMIP)",
         M::Jmp | M::Call if matches!(code, Code::Jmp_m1616 | Code::Jmp_m1632 | Code::Jmp_m1664 | Code::Call_m1616
             | Code::Call_m1632 | Code::Call_m1664)     => "a far branch: needs the guest's descriptors",
         M::Retf | M::Iret | M::Iretd | M::Iretq        => "a far branch: needs the guest's descriptors",
-        M::Int | M::Int1 | M::Into | M::Syscall | M::Sysenter | M::Sysexit | M::Sysexitq | M::Sysret | M::Sysretq
+        M::Int | M::Int1 | M::Syscall | M::Sysenter | M::Sysexit | M::Sysexitq | M::Sysret | M::Sysretq
                                                        => "enters or leaves the kernel",
         M::Bswap if code == Code::Bswap_r16            => "the result is undefined",
         M::Int3                                        => "ends every case",
@@ -146,13 +147,17 @@ fn skipped(code: Code) -> Option<&'static str> {
 }
 
 /// What is done with a form.
-pub fn fate(code: Code) -> Fate {
+pub fn fate(code: Code, mode: Mode) -> Fate {
     let info = code.op_code();
+    let exists = match mode {
+        Mode::Bits64 => info.mode64() && info.intel_decoder64(),
+        Mode::Bits32 => info.mode32() && info.intel_decoder32(),
+    };
     if !matches!(code.encoding(), EncodingKind::Legacy | EncodingKind::VEX) || !info.is_instruction() {
         return Fate::Vector;
     }
-    if !info.mode64() || !info.intel_decoder64() {
-        return Fate::Skip("not in Intel's 64-bit mode");
+    if !exists {
+        return Fate::Skip("not in this mode of Intel's");
     }
     if is_vector(code) {
         return Fate::Vector;
@@ -193,14 +198,6 @@ pub fn number(register: Register) -> usize {
     register.full_register().number()
 }
 
-fn byte_register(random: &mut Random) -> Register {
-    Register::AL + random.below(20) as u32
-}
-
-fn general(first: Register, random: &mut Random) -> Register {
-    first + random.below(16) as u32
-}
-
 /// A random place for an operand that nothing moves.
 pub fn fixed_target(random: &mut Random) -> u64 {
     (MIDDLE - 64 + random.below(128)) & !if random.one_in(2) { 7 } else { 0 }
@@ -215,9 +212,21 @@ struct Builder<'a> {
     prefer_memory: bool,
     fs_base: u64,
     addressing: Addressing,
+    mode: Mode,
 }
 
 impl Builder<'_> {
+    fn byte_register(&mut self, op: u32) {
+        let names = if self.mode == Mode::Bits64 { 20 } else { 8 };
+        let register = Register::AL + self.random.below(names) as u32;
+        self.register(op, register);
+    }
+
+    fn general(&mut self, op: u32, first: Register) {
+        let register = first + self.random.below(self.mode.registers()) as u32;
+        self.register(op, register);
+    }
+
     fn register(&mut self, op: u32, register: Register) {
         self.inst.set_op_kind(op, OpKind::Register);
         self.inst.set_op_register(op, register);
@@ -230,22 +239,18 @@ impl Builder<'_> {
             K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem if self.prefer_memory => {
                 self.memory(op)
             }
-            K::r8_or_mem | K::r8_reg | K::r8_opcode => {
-                let register = byte_register(self.random);
-                self.register(op, register);
-            }
-            K::r16_or_mem | K::r16_reg | K::r16_rm | K::r16_opcode => {
-                let register = general(Register::AX, self.random);
-                self.register(op, register);
-            }
+            K::r8_or_mem | K::r8_reg | K::r8_opcode => self.byte_register(op),
+            K::r16_or_mem | K::r16_reg | K::r16_rm | K::r16_opcode => self.general(op, Register::AX),
             K::r32_or_mem | K::r32_reg | K::r32_rm | K::r32_opcode | K::r32_vvvv => {
-                let register = general(Register::EAX, self.random);
-                self.register(op, register);
+                self.general(op, Register::EAX);
             }
             K::r64_or_mem | K::r64_reg | K::r64_rm | K::r64_opcode | K::r64_vvvv => {
-                let register = general(Register::RAX, self.random);
-                self.register(op, register);
+                self.general(op, Register::RAX);
             }
+            K::es => self.register(op, Register::ES),
+            K::cs => self.register(op, Register::CS),
+            K::ss => self.register(op, Register::SS),
+            K::ds => self.register(op, Register::DS),
             K::al => self.register(op, Register::AL),
             K::cl => self.register(op, Register::CL),
             K::ax => self.register(op, Register::AX),
@@ -267,7 +272,7 @@ impl Builder<'_> {
             K::gs => self.register(op, Register::GS),
             K::mem_offs => self.absolute(op),
             K::seg_rSI | K::es_rDI | K::seg_rBX_al => self.implied(op, kind),
-            K::br64_1 | K::br64_4 => self.branch(op, kind),
+            K::br32_1 | K::br32_4 | K::br64_1 | K::br64_4 => self.branch(op, kind),
             _ => return self.immediate(op, kind),
         }
         Some(())
@@ -308,7 +313,7 @@ impl Builder<'_> {
     fn branch(&mut self, op: u32, kind: K) {
         // Nothing but INT3 stands around: the instruction itself is the one place not to land on.
         let target = loop {
-            let target = if kind == K::br64_1 {
+            let target = if matches!(kind, K::br32_1 | K::br64_1) {
                 self.rip - 100 + self.random.below(200)
             } else {
                 CODE + self.random.below(CODE_LEN as u64)
@@ -317,12 +322,20 @@ impl Builder<'_> {
                 break target;
             }
         };
-        self.inst.set_op_kind(op, OpKind::NearBranch64);
-        self.inst.set_near_branch64(target);
+        match self.mode {
+            Mode::Bits64 => {
+                self.inst.set_op_kind(op, OpKind::NearBranch64);
+                self.inst.set_near_branch64(target);
+            }
+            Mode::Bits32 => {
+                self.inst.set_op_kind(op, OpKind::NearBranch32);
+                self.inst.set_near_branch32(target as u32);
+            }
+        }
     }
 
     fn implied(&mut self, op: u32, kind: K) {
-        let narrow = self.prefer_memory && self.random.one_in(4);
+        let narrow = self.is_narrow(4);
         match (kind, narrow) {
             (K::seg_rSI, false) => self.inst.set_op_kind(op, OpKind::MemorySegRSI),
             (K::seg_rSI, true) => self.inst.set_op_kind(op, OpKind::MemorySegESI),
@@ -334,15 +347,20 @@ impl Builder<'_> {
                 self.inst.set_memory_index(Register::AL);
             }
         }
-        if self.random.one_in(8) {
+        if self.mode == Mode::Bits64 && self.random.one_in(8) {
             self.inst.set_segment_prefix(Register::GS);
         }
+    }
+
+    /// Is the address 32 bits wide, in 64-bit mode once in `n` times?
+    fn is_narrow(&mut self, n: u64) -> bool {
+        self.mode == Mode::Bits32 || self.random.one_in(n)
     }
 
     fn absolute(&mut self, op: u32) {
         let target = fixed_target(self.random);
         self.inst.set_op_kind(op, OpKind::Memory);
-        let narrow = self.random.one_in(3);
+        let narrow = self.is_narrow(3);
         let base = self.segment(narrow);
         self.inst.set_memory_displ_size(if narrow { 4 } else { 8 });
         let offset = target.wrapping_sub(base);
@@ -352,8 +370,9 @@ impl Builder<'_> {
 
     /// Chooses the segment; returns its base.
     fn segment(&mut self, narrow: bool) -> u64 {
+        let bits_32 = self.mode == Mode::Bits32;
         match self.random.below(16) {
-            0 | 1 => {
+            0 | 1 if !bits_32 => {
                 self.inst.set_segment_prefix(Register::GS);
                 GS_BASE
             }
@@ -372,10 +391,11 @@ impl Builder<'_> {
 
     /// RBX with a small displacement.
     fn steady_memory(&mut self) {
-        self.inst.set_memory_base(Register::RBX);
+        let base = if self.mode == Mode::Bits64 { Register::RBX } else { Register::EBX };
+        self.inst.set_memory_base(base);
         self.inst.set_memory_displ_size(1);
         let displacement = self.random.below(400) as i64 - 200;
-        self.set_displacement(false, displacement as u64);
+        self.set_displacement(self.mode == Mode::Bits32, displacement as u64);
     }
 
     /// A ModR/M memory operand in any of its forms.
@@ -384,7 +404,7 @@ impl Builder<'_> {
         if self.addressing == Addressing::Steady && !self.random.one_in(4) {
             return self.steady_memory();
         }
-        let narrow = self.random.one_in(6);
+        let narrow = self.is_narrow(6);
         let first = if narrow { Register::EAX } else { Register::RAX };
         let displacement_size = if narrow { 4 } else { 8 };
         self.inst.set_memory_displ_size(displacement_size);
@@ -396,7 +416,7 @@ impl Builder<'_> {
         // A far segment base needs a 64-bit register to reach the window.
         let segment = if form < 5 {
             self.segment(narrow)
-        } else if self.random.one_in(8) {
+        } else if self.mode == Mode::Bits64 && self.random.one_in(8) {
             self.inst.set_segment_prefix(Register::GS);
             GS_BASE
         } else {
@@ -405,7 +425,7 @@ impl Builder<'_> {
         let target = fixed_target(self.random);
         let scale = 1 << self.random.below(4);
         let index = loop {
-            let index = self.random.below(16) as u32;
+            let index = self.random.below(self.mode.registers()) as u32;
             if index != 4 {
                 break index;
             }
@@ -413,7 +433,7 @@ impl Builder<'_> {
         match form {
             0..=4 => {
                 let base = loop {
-                    let base = self.random.below(16) as u32;
+                    let base = self.random.below(self.mode.registers()) as u32;
                     if base != index {
                         break base;
                     }
@@ -440,7 +460,7 @@ impl Builder<'_> {
                 self.pins.push((index as usize, value));
                 self.fixed = Some(target);
             }
-            6 => {
+            _ if form == 6 || self.mode == Mode::Bits32 => {
                 self.set_displacement(narrow, target.wrapping_sub(segment));
                 self.fixed = Some(target);
             }
@@ -474,15 +494,16 @@ impl Builder<'_> {
 }
 
 /// A random instruction of the form at a random place; `None` if no encoding of it decodes as the form.
-pub fn instance(code: Code, random: &mut Random, fs_base: u64) -> Option<Instance> {
+pub fn instance(code: Code, mode: Mode, random: &mut Random, fs_base: u64) -> Option<Instance> {
     let rip =
         if random.one_in(4) { CODE + 0x1000 - 1 - random.below(12) } else { CODE + 0x800 + random.below(64) };
-    instance_at(code, random, rip, fs_base, Addressing::Any)
+    instance_at(code, mode, random, rip, fs_base, Addressing::Any)
 }
 
 /// A random instruction of the form at this place; `None` if no encoding of it decodes as the form.
 pub fn instance_at(
     code: Code,
+    mode: Mode,
     random: &mut Random,
     rip: u64,
     fs_base: u64,
@@ -493,20 +514,29 @@ pub fn instance_at(
         let prefer_memory = random.one_in(2);
         let mut inst = Instruction::default();
         inst.set_code(code);
-        let mut builder =
-            Builder { inst, random, rip, fixed: None, pins: Vec::new(), prefer_memory, fs_base, addressing };
+        let mut builder = Builder {
+            inst,
+            random,
+            rip,
+            fixed: None,
+            pins: Vec::new(),
+            prefer_memory,
+            fs_base,
+            addressing,
+            mode,
+        };
         for (op, &kind) in code.op_code().op_kinds().iter().enumerate() {
             builder.operand(op as u32, kind)?;
         }
         builder.prefixes();
         let (inst, fixed, pins) = (builder.inst, builder.fixed, builder.pins);
-        let mut encoder = Encoder::new(64);
+        let mut encoder = Encoder::new(mode.bits());
         // AH…BH with a REX prefix, and addresses that a form cannot have: choose again.
         if encoder.encode(&inst, rip).is_err() {
             continue;
         }
         let bytes = encoder.take_buffer();
-        let decoded = Decoder::with_ip(64, &bytes, rip, DecoderOptions::NONE).decode();
+        let decoded = Decoder::with_ip(mode.bits(), &bytes, rip, DecoderOptions::NONE).decode();
         if decoded.code() != code {
             continue;
         }

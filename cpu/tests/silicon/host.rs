@@ -4,6 +4,7 @@
 //! in [`resume`]. So RSP may have any value, and a breakpoint and a fault are observed in the same way.
 
 use super::layout::{CODE, CODE_LEN, DATA, DATA_LEN, READ_ONLY};
+use super::mode::{DATA_SELECTOR, Mode};
 use super::state::{Outcome, Registers};
 use std::arch::naked_asm;
 use std::cell::UnsafeCell;
@@ -14,6 +15,7 @@ use vmcs12::arch::{event::vector, rflags};
 #[repr(C)]
 struct Shared {
     stack_pointer: u64,
+    /// A far pointer: 32 bits of offset, 16 of selector.
     target: u64,
     own_fs: u64,
     seen_fs: u64,
@@ -58,7 +60,7 @@ unsafe extern "sysv64" fn enter(registers: *const Registers) {
         "mov r14, [rdi + 112]",
         "mov r15, [rdi + 120]",
         "mov rdi, [rdi + 56]",
-        "jmp qword ptr [rip + {shared} + 8]",
+        "jmp fword ptr [rip + {shared} + 8]",
         shared = sym SHARED,
     )
 }
@@ -103,10 +105,14 @@ extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, context: *
     }
     outcome.registers.rflags = gregs[libc::REG_EFL as usize] as u64 & !rflags::RF;
     outcome.vector = gregs[libc::REG_TRAPNO as usize] as u8;
-    outcome.rip = gregs[libc::REG_RIP as usize] as u64 - u64::from(outcome.vector == vector::BP);
+    // INT3 and INTO are traps, of one byte.
+    let trap = matches!(outcome.vector, vector::BP | vector::OF);
+    outcome.rip = gregs[libc::REG_RIP as usize] as u64 - u64::from(trap);
     outcome.error_code = gregs[libc::REG_ERR as usize] as u32;
     outcome.address = if outcome.vector == vector::PF { gregs[libc::REG_CR2 as usize] as u64 } else { 0 };
     outcome.fs_base = shared.seen_fs;
+    let selectors = &mut gregs[libc::REG_CSGSFS as usize];
+    *selectors = *selectors & !0xffff | i64::from(Mode::Bits64.code_selector());
     gregs[libc::REG_RIP as usize] = resume as *const () as i64;
     gregs[libc::REG_RSP as usize] = shared.stack_pointer as i64;
     gregs[libc::REG_EFL as usize] = (rflags::FIXED | rflags::IF) as i64;
@@ -161,6 +167,10 @@ impl Host {
         // SAFETY: reads the auxiliary vector.
         let fsgsbase = unsafe { libc::getauxval(libc::AT_HWCAP2) } & HWCAP2_FSGSBASE != 0;
         take_signals(fsgsbase);
+        // SAFETY: the kernel's flat user data segment; 64-bit code does not look at DS and ES.
+        unsafe {
+            std::arch::asm!("mov ds, {0:x}", "mov es, {0:x}", in(reg) DATA_SELECTOR, options(nostack, preserves_flags));
+        }
         Self { fsgsbase }
     }
 
@@ -186,12 +196,13 @@ impl Host {
     }
 
     /// Runs the code at `rip` until it traps.
-    pub fn run(&mut self, registers: &Registers, rip: u64, gs_base: u64) -> Outcome {
+    pub fn run(&mut self, mode: Mode, registers: &Registers, rip: u64, gs_base: u64) -> Outcome {
         set_gs(gs_base);
         let own_fs = self.fs_base_fast();
         // SAFETY: no handler is armed, so nobody else has the cell.
         let shared = unsafe { &mut *SHARED.0.get() };
-        (shared.target, shared.own_fs, shared.seen_fs) = (rip, own_fs, own_fs);
+        shared.target = rip | u64::from(mode.code_selector()) << 32;
+        (shared.own_fs, shared.seen_fs) = (own_fs, own_fs);
         shared.armed = true;
         // SAFETY: the code at `rip` ends in a trap, after which `resume` returns with all that the ABI preserves.
         unsafe { enter(registers) };

@@ -20,8 +20,26 @@ pub fn differs(code: Code) -> Option<&'static str> {
         {
             "AMD's raises #UD for a register operand, Intel's does nothing"
         }
+        Code::Pushd_ES
+        | Code::Pushd_CS
+        | Code::Pushd_SS
+        | Code::Pushd_DS
+        | Code::Pushd_FS
+        | Code::Pushd_GS
+            if is_amd() =>
+        {
+            "AMD's writes 32 bits, Intel's the 16 of the selector"
+        }
+        Code::Arpl_rm16_r16 | Code::Arpl_r32m16_r32 if is_amd() => {
+            "AMD's checks for writing only if it changes the selector"
+        }
         _ => return None,
     })
+}
+
+/// AMD's POPA keeps the registers that it has popped before a fault; here a fault leaves all as they were.
+pub fn commits_before_fault(inst: &Instruction) -> bool {
+    matches!(inst.mnemonic(), Mnemonic::Popa | Mnemonic::Popad) && is_amd()
 }
 
 /// AMD's INS and OUTS with a REP prefix check the port even if the count is 0.

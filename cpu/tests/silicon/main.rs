@@ -1,6 +1,7 @@
 //! The integer instructions of user mode against the host's own silicon: the same bytes at the same linear
-//! addresses from the same state, natively and on the software processor with paging on, and every register,
-//! flag, byte and fault compared. Where AMD's processors and Intel's differ in defined behaviour, `intel.rs` lists it.
+//! addresses from the same state, in 64-bit and in 32-bit compatibility mode, natively and on the software
+//! processor with paging on, and every register, flag, byte and fault compared. Where AMD's processors and Intel's
+//! differ, `intel.rs` lists it; what the manual leaves undefined is listed in `flags.rs`.
 //!
 //! `TESTUDO_SILICON_CASES` sets the cases a form (default 1000), `TESTUDO_SILICON_SEED` the seed,
 //! `TESTUDO_SILICON_FORM` a part of the names of the forms to run.
@@ -13,6 +14,7 @@ mod guest;
 mod host;
 mod intel;
 mod layout;
+mod mode;
 mod ours;
 mod random;
 mod sequence;
@@ -23,6 +25,7 @@ use form::{Fate, Instance, fate, instance};
 use host::Host;
 use iced_x86::Code;
 use layout::*;
+use mode::Mode;
 use ours::Ours;
 use random::Random;
 use sequence::Block;
@@ -33,8 +36,6 @@ use vmcs12::arch::event::vector;
 const DEFAULT_SEED: u64 = 0x7465_7374_7564_6f21;
 /// Cases for each encoding.
 const CASES_EACH: usize = 10;
-/// Fewer forms than this and something has been lost.
-const LEAST_FORMS: usize = 750;
 
 fn setting(name: &str, default: u64) -> u64 {
     let parse = |value: String| match value.strip_prefix("0x") {
@@ -80,6 +81,7 @@ impl Bench {
     /// tells the flags that the code leaves undefined when it ends like this.
     fn compare(
         &mut self,
+        mode: Mode,
         rip: u64,
         case: &Case,
         undefined: impl Fn(&Outcome) -> u64,
@@ -88,11 +90,12 @@ impl Bench {
         for data in [self.host.data(), self.ours.data()] {
             data.copy_from_slice(&self.template[start..start + DATA_LEN]);
             if let Some((offset, bytes)) = patch {
-                data[offset..offset + 8].copy_from_slice(&bytes);
+                let room = bytes.len().min(DATA_LEN - offset);
+                data[offset..offset + room].copy_from_slice(&bytes[..room]);
             }
         }
-        let host = self.host.run(&registers, rip, GS_BASE);
-        let (mut ours, retired) = self.ours.run(&registers, rip, GS_BASE);
+        let host = self.host.run(mode, &registers, rip, GS_BASE);
+        let (mut ours, retired) = self.ours.run(mode, &registers, rip, GS_BASE);
         forgive(&host, &mut ours, undefined(&host));
         let mut text = state::differences(&registers, &host, &ours);
         let (theirs, mine) = (self.host.data(), self.ours.data());
@@ -106,7 +109,7 @@ impl Bench {
         (text, host, retired)
     }
 
-    fn compare_instance(&mut self, instance: &Instance, case: &Case) -> Result<(), String> {
+    fn compare_instance(&mut self, mode: Mode, instance: &Instance, case: &Case) -> Result<(), String> {
         let inst = &instance.inst;
         let undefined = |host: &Outcome| match host.vector {
             vector::BP if flags::is_shift(inst.mnemonic()) => {
@@ -115,7 +118,7 @@ impl Bench {
             vector::BP => flags::undefined(inst.mnemonic()),
             _ => 0,
         };
-        let (mut text, host, retired) = self.compare(instance.rip, case, undefined);
+        let (mut text, host, retired) = self.compare(mode, instance.rip, case, undefined);
         let repeats = inst.has_rep_prefix() || inst.has_repne_prefix();
         if host.vector == vector::BP && !repeats && retired != 1 {
             text += &format!(" {retired} instructions retired;");
@@ -127,9 +130,9 @@ impl Bench {
         Err(format!("{:?} {:02x?} at {:#x}:{text}", inst.code(), instance.bytes, instance.rip))
     }
 
-    fn compare_block(&mut self, block: &Block, case: &Case) -> Result<(), String> {
+    fn compare_block(&mut self, mode: Mode, block: &Block, case: &Case) -> Result<(), String> {
         let undefined = |host: &Outcome| block.undefined_at(host.rip);
-        let (mut text, host, retired) = self.compare(block.rip(), case, undefined);
+        let (mut text, host, retired) = self.compare(mode, block.rip(), case, undefined);
         if host.vector == vector::BP && retired != block.instances.len() as u64 {
             text += &format!(" {retired} instructions retired;");
         }
@@ -154,23 +157,23 @@ fn forgive(host: &Outcome, ours: &mut Outcome, undefined: u64) {
     ours.registers.rflags = ours.registers.rflags & !undefined | host.registers.rflags & undefined;
 }
 
-fn run_form(bench: &mut Bench, code: Code, seed: u64, cases: usize) -> Result<(), String> {
+fn run_form(bench: &mut Bench, mode: Mode, code: Code, seed: u64, cases: usize) -> Result<(), String> {
     if std::env::var_os("TESTUDO_SILICON_VERBOSE").is_some() {
         eprintln!("{code:?}");
     }
     let mut random = Random(seed ^ (code as u64) << 32);
     let mut done = 0;
     while done < cases {
-        let Some(instance) = instance(code, &mut random, bench.fs_base) else {
+        let Some(instance) = instance(code, mode, &mut random, bench.fs_base) else {
             return Err(format!("{code:?}: no encoding decodes as this form"));
         };
         bench.load(instance.rip, &instance.bytes);
         for _ in 0..CASES_EACH {
-            let Some(case) = random_case(&instance, &bench.template, &mut random, bench.fs_base) else {
+            let Some(case) = random_case(&instance, mode, &bench.template, &mut random, bench.fs_base) else {
                 break;
             };
             done += 1;
-            let result = bench.compare_instance(&instance, &case);
+            let result = bench.compare_instance(mode, &instance, &case);
             if result.is_err() {
                 bench.unload(instance.rip, instance.bytes.len());
                 return result;
@@ -181,56 +184,60 @@ fn run_form(bench: &mut Bench, code: Code, seed: u64, cases: usize) -> Result<()
     Ok(())
 }
 
-fn run_forms(bench: &mut Bench, seed: u64) -> Vec<String> {
+fn run_forms(bench: &mut Bench, mode: Mode, seed: u64) -> Vec<String> {
     let cases = setting("TESTUDO_SILICON_CASES", 1000) as usize;
     let part = std::env::var("TESTUDO_SILICON_FORM").unwrap_or_default();
     let mut skipped: BTreeMap<&str, Vec<Code>> = BTreeMap::new();
     let (mut forms, mut failures) = (0, Vec::new());
     for code in Code::values().filter(|code| format!("{code:?}").contains(&part)) {
-        match fate(code) {
+        match fate(code, mode) {
             Fate::Vector => {}
             Fate::Skip(reason) => skipped.entry(reason).or_default().push(code),
-            Fate::Run => match run_form(bench, code, seed, cases) {
+            Fate::Run => match run_form(bench, mode, code, seed, cases) {
                 Ok(()) => forms += 1,
                 Err(difference) => failures.push(difference),
             },
         }
     }
-    println!("seed {seed:#x}: {forms} forms, {cases} cases each");
+    println!("{mode:?}, seed {seed:#x}: {forms} forms, {cases} cases each");
     for (reason, codes) in &skipped {
         println!("skipped, {reason}: {codes:?}");
     }
-    assert!(!part.is_empty() || forms + failures.len() >= LEAST_FORMS, "only {forms} forms");
+    assert!(!part.is_empty() || forms + failures.len() >= mode.least_forms(), "only {forms} forms");
     failures
 }
 
-fn run_blocks(bench: &mut Bench, seed: u64) -> Vec<String> {
-    let blocks = 10 * setting("TESTUDO_SILICON_CASES", 1000);
+fn run_blocks(bench: &mut Bench, mode: Mode, seed: u64) -> Vec<String> {
+    let blocks = 3 * setting("TESTUDO_SILICON_CASES", 1000);
     let candidates: Vec<Code> = Code::values()
-        .filter(|&code| matches!(fate(code), Fate::Run) && sequence::is_candidate(code))
+        .filter(|&code| matches!(fate(code, mode), Fate::Run) && sequence::is_candidate(code))
         .collect();
     let (mut random, mut failures) = (Random(seed ^ 1), Vec::new());
     for _ in 0..blocks {
-        let block = sequence::block(&candidates, &mut random, bench.fs_base);
+        let block = sequence::block(&candidates, mode, &mut random, bench.fs_base);
         let bytes = block.bytes();
         bench.load(block.rip(), &bytes);
         for _ in 0..CASES_EACH {
             let data = random.below(3 * DATA_LEN as u64) as usize;
-            let case = Case { registers: sequence::registers(&mut random), patch: None, data };
-            if let Err(difference) = bench.compare_block(&block, &case) {
+            let case = Case { registers: sequence::registers(mode, &mut random), patch: None, data };
+            if let Err(difference) = bench.compare_block(mode, &block, &case) {
                 failures.push(difference);
                 break;
             }
         }
         bench.unload(block.rip(), bytes.len());
     }
-    println!("seed {seed:#x}: {blocks} blocks of {} forms, {CASES_EACH} cases each", candidates.len());
+    println!(
+        "{mode:?}, seed {seed:#x}: {blocks} blocks of {} forms, {CASES_EACH} cases each",
+        candidates.len()
+    );
     failures
 }
 
-fn report(bench: &Bench, failures: &[String]) {
+fn report(bench: &mut Bench, failures: &[String]) {
     let ended: Vec<_> = bench.ended.iter().enumerate().filter(|&(_, &n)| n > 0).collect();
     println!("ended in the exceptions {ended:?}");
+    bench.ended = [0; 32];
     for failure in failures.iter().take(200) {
         println!("{failure}");
     }
@@ -241,9 +248,10 @@ fn report(bench: &Bench, failures: &[String]) {
 fn every_integer_form_and_blocks_of_them_do_what_the_silicon_does() {
     let seed = setting("TESTUDO_SILICON_SEED", DEFAULT_SEED);
     let mut bench = Bench::new(&mut Random(seed));
-    let forms = run_forms(&mut bench, seed);
-    report(&bench, &forms);
-    bench.ended = [0; 32];
-    let blocks = run_blocks(&mut bench, seed);
-    report(&bench, &blocks);
+    for mode in [Mode::Bits64, Mode::Bits32] {
+        let forms = run_forms(&mut bench, mode, seed);
+        report(&mut bench, &forms);
+        let blocks = run_blocks(&mut bench, mode, seed);
+        report(&mut bench, &blocks);
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::guest::{Guest, long_mode, map};
 use super::layout::*;
+use super::mode::{DATA_SELECTOR, Mode};
 use super::state::{Outcome, Registers};
 use cpu::{Cpu, Memory, Model, Region, Time};
 use std::ptr::NonNull;
@@ -65,9 +66,13 @@ impl Ours {
     }
 
     /// Runs the code at `rip` until it traps; also gives the instructions retired.
-    pub fn run(&mut self, registers: &Registers, rip: u64, gs_base: u64) -> (Outcome, u64) {
+    pub fn run(&mut self, mode: Mode, registers: &Registers, rip: u64, gs_base: u64) -> (Outcome, u64) {
         let vmcs = &mut self.guest.vmcs.current;
         self.guest.state.gpr = registers.gpr;
+        let long = mode == Mode::Bits64;
+        let code = rights(11, 3).with(AccessRights::L, long).with(AccessRights::DB, !long);
+        vmcs.set(GUEST_CS_SELECTOR, mode.code_selector());
+        vmcs.set(GUEST_CS_ACCESS_RIGHTS, code);
         vmcs.set(GUEST_RSP, registers.gpr[4]);
         vmcs.set(GUEST_RIP, rip);
         vmcs.set(GUEST_RFLAGS, registers.rflags);
@@ -115,6 +120,15 @@ fn write_page_tables(memory: &Memory) {
     pages(READ_ONLY, 4096).for_each(|at| present(at, NO_EXECUTE));
 }
 
+fn rights(kind: u8, dpl: u8) -> AccessRights {
+    AccessRights::default()
+        .with(AccessRights::TYPE, kind)
+        .with(AccessRights::S, true)
+        .with(AccessRights::DPL, dpl)
+        .with(AccessRights::P, true)
+        .with(AccessRights::G, true)
+}
+
 /// Linux's user mode: CPL 3, all exceptions exit.
 fn user_mode() -> Vmcs {
     let mut vmcs = long_mode();
@@ -123,16 +137,6 @@ fn user_mode() -> Vmcs {
     vmcs.set(GUEST_CR0, vmcs.get(GUEST_CR0) | vmcs12::arch::cr::cr0::AM);
     vmcs.set(EXCEPTION_BITMAP, u32::MAX);
     vmcs.set(GUEST_TR_BASE, TASK_STATE);
-    let rights = |kind: u8, dpl: u8| {
-        AccessRights::default()
-            .with(AccessRights::TYPE, kind)
-            .with(AccessRights::S, true)
-            .with(AccessRights::DPL, dpl)
-            .with(AccessRights::P, true)
-            .with(AccessRights::G, true)
-    };
-    vmcs.set(GUEST_CS_SELECTOR, 0x33);
-    vmcs.set(GUEST_CS_ACCESS_RIGHTS, rights(11, 3).with(AccessRights::L, true));
     for register in [
         SegmentRegister::Es,
         SegmentRegister::Ss,
@@ -141,10 +145,10 @@ fn user_mode() -> Vmcs {
         SegmentRegister::Gs,
     ] {
         let fields = register.fields();
-        vmcs.set(fields.selector, 0x2b);
+        vmcs.set(fields.selector, DATA_SELECTOR);
         vmcs.set(fields.rights, rights(3, 3).with(AccessRights::DB, true));
     }
-    for register in [SegmentRegister::Es, SegmentRegister::Ds, SegmentRegister::Fs, SegmentRegister::Gs] {
+    for register in [SegmentRegister::Fs, SegmentRegister::Gs] {
         vmcs.set(register.fields().selector, 0);
         vmcs.set(register.fields().rights, AccessRights::default().with(AccessRights::UNUSABLE, true));
     }

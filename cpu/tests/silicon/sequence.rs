@@ -3,6 +3,7 @@
 use super::flags;
 use super::form::{Addressing, Instance, instance_at, number};
 use super::layout::*;
+use super::mode::Mode;
 use super::random::Random;
 use super::state::Registers;
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind, Register, RflagsBits};
@@ -42,7 +43,19 @@ pub fn is_candidate(code: Code) -> bool {
         code.op_code().op_kinds().iter().any(|kind| matches!(kind, K::seg_rSI | K::es_rDI | K::seg_rBX_al));
     let excluded = matches!(
         code.mnemonic(),
-        M::Enter | M::Leave | M::Popf | M::Popfq | M::Wrfsbase | M::Wrgsbase | M::In | M::Out
+        M::Enter
+            | M::Leave
+            | M::Popf
+            | M::Popfd
+            | M::Popfq
+            | M::Popa
+            | M::Popad
+            | M::Into
+            | M::Bound
+            | M::Wrfsbase
+            | M::Wrgsbase
+            | M::In
+            | M::Out
     );
     code.flow_control() == FlowControl::Next && !implied && !excluded && !code.is_privileged()
 }
@@ -99,13 +112,15 @@ fn undefined_after(inst: &Instruction, before: u64) -> Option<u64> {
 }
 
 /// A random block of 5 to 20 instructions.
-pub fn block(candidates: &[Code], random: &mut Random, fs_base: u64) -> Block {
+pub fn block(candidates: &[Code], mode: Mode, random: &mut Random, fs_base: u64) -> Block {
     let len = 5 + random.below(16) as usize;
     let mut rip = if random.one_in(3) { CODE + 0x1000 - random.below(100) } else { CODE + 0x400 };
     let (mut instances, mut undefined) = (Vec::new(), vec![0]);
     while instances.len() < len {
         let code = random.pick(candidates);
-        let Some(instance) = instance_at(code, random, rip, fs_base, Addressing::Steady) else { continue };
+        let Some(instance) = instance_at(code, mode, random, rip, fs_base, Addressing::Steady) else {
+            continue;
+        };
         let before = *undefined.last().expect("starts with one");
         let Some(after) = undefined_after(&instance.inst, before) else { continue };
         if !is_steady(&instance) {
@@ -119,8 +134,8 @@ pub fn block(candidates: &[Code], random: &mut Random, fs_base: u64) -> Block {
 }
 
 /// Random registers for a block.
-pub fn registers(random: &mut Random) -> Registers {
-    let mut registers = random.registers();
+pub fn registers(mode: Mode, random: &mut Random) -> Registers {
+    let mut registers = mode.fit(random.registers());
     registers.gpr[RBX] = MIDDLE + random.below(64);
     registers.gpr[RSP] = MIDDLE + 0x400 - 8 * random.below(8);
     registers
