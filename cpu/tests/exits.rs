@@ -84,9 +84,12 @@ fn exception(guest: &mut Guest) -> u8 {
     guest.vmcs.current.get(EXITING_EVENT_IDENTIFICATION).get(RecordedEvent::VECTOR)
 }
 
+/// A row of [`EXITS`].
+type Row = (&'static [Control], &'static [u8], Reason, u64, u32);
+
 /// Instructions that exit at once: controls, bytes, reason, qualification, instruction information.
 #[rustfmt::skip]
-const EXITS: &[(&[Control], &[u8], Reason, u64, u32)] = &[
+const EXITS: &[Row] = &[
     (&[],                         &[0x0f, 0xa2],                   Reason::Cpuid,                 0, 0),
     (&[HLT_EXITING],              &[0xf4],                         Reason::Hlt,                   0, 0),
     (&[],                         &[0x0f, 0x08],                   Reason::Invd,                  0, 0),

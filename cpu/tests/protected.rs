@@ -391,7 +391,7 @@ fn virtual_8086_mode_is_entered_by_iret_and_left_by_an_interrupt() {
     let flags = (rflags::VM | rflags::IF | 3 << 12 | rflags::FIXED) as u32;
     assert_eq!(stack::<9>(&guest), [0x15, 0x1100, flags, 0x7fe, 0x1000, 1, 2, 3, 4]);
     assert_eq!((guest.reg(RAX) & 0xffff, guest.rflags() & rflags::VM), (2, 0));
-    assert_eq!(guest.vmcs.current.get(GUEST_DS_ACCESS_RIGHTS).is_usable(), false);
+    assert!(!guest.vmcs.current.get(GUEST_DS_ACCESS_RIGHTS).is_usable());
     let mut pushed = [0; 2];
     guest.memory.read(Pa(0x1_07fe), &mut pushed);
     assert_eq!(pushed, [2, 0]);

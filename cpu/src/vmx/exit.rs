@@ -188,7 +188,7 @@ impl Cpu {
         if self.controls.has(ACTIVATE_VMX_PREEMPTION_TIMER) {
             let expired = cause == Cause::Vm(Reason::VmxPreemptionTimerExpired);
             let rate = self.model.capabilities.misc.get(vmcs12::caps::VmxMisc::PREEMPTION_TIMER_RATE);
-            let elapsed = u128::from(self.retired) * u128::from(self.time.tsc_mult_q32) >> 32 >> rate;
+            let elapsed = (u128::from(self.retired) * u128::from(self.time.tsc_mult_q32)) >> 32 >> rate;
             let value = u128::from(vmcs.get(VMX_PREEMPTION_TIMER_VALUE)).saturating_sub(elapsed) as u32;
             vmcs.set(VMX_PREEMPTION_TIMER_VALUE, if expired { 0 } else { value });
         }
