@@ -85,12 +85,15 @@ impl Cpu {
         if stepping {
             self.rep_limit = retired + 1;
         }
-        self.gpr[BLOCK_RIP] = self.rip;
+        let rip = self.rip;
+        self.gpr[BLOCK_RIP] = rip;
         self.run_chain(scratch.as_ptr());
         self.soft_limit = soft_limit;
         self.rep_limit = soft_limit;
         if traps && self.retired > retired && self.stop == Stop::Continue {
-            self.single_step_trap();
+            let sequential =
+                scratch.first().map_or(rip, |op| rip.wrapping_add(u64::from(op.len)) & self.ip_mask);
+            self.single_step_trap(sequential);
         }
         if stepping && self.stop == Stop::Continue {
             if self.retired > retired {

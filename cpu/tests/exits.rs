@@ -84,7 +84,7 @@ fn exception(guest: &mut Guest) -> u8 {
     guest.vmcs.current.get(EXITING_EVENT_IDENTIFICATION).get(RecordedEvent::VECTOR)
 }
 
-/// Controls, the instruction's bytes, and the exit's reason, qualification and instruction information.
+/// A row of [`EXITS`].
 type Row = (&'static [Control], &'static [u8], Reason, u64, u32);
 
 /// Instructions that exit at once: controls, bytes, reason, qualification, instruction information.

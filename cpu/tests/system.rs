@@ -411,6 +411,19 @@ fn single_stepping_traps_after_each_instruction() {
 }
 
 #[test]
+fn single_stepping_on_branches_passes_over_what_does_not_branch() {
+    const BTF: u64 = 2;
+    let mut guest = with_tables();
+    // NOP, NOP, JMP over one byte
+    guest.memory.write(Pa(CODE), &[0x90, 0x90, 0xeb, 0x01, 0x90, 0x90]);
+    set(&mut guest).set(GUEST_RFLAGS, rflags::FIXED | rflags::TF);
+    set(&mut guest).set(GUEST_IA32_DEBUGCTL, BTF);
+    assert_eq!(handler(&mut guest), u64::from(vector::DB));
+    assert_eq!(stack::<1>(&guest), [CODE + 5]);
+    assert_eq!(guest.vmcs.current.get(GUEST_IA32_DEBUGCTL), 0);
+}
+
+#[test]
 fn breakpoints_stop_before_code_and_after_data() {
     let mut guest = with_tables();
     load_at(&guest, HANDLERS + HANDLER_SIZE, 64, |a| {

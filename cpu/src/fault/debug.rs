@@ -3,6 +3,7 @@
 
 use super::Delivery;
 use crate::state::Cpu;
+use vmcs12::arch::debugctl;
 use vmcs12::arch::event::{EventKind, RecordedEvent, vector};
 use vmcs12::arch::rflags;
 use vmcs12::arch::state::PendingDebugExceptions;
@@ -30,9 +31,12 @@ pub(crate) mod dr7 {
 }
 
 impl Cpu {
-    /// The instruction that has just retired ran with RFLAGS.TF set.
-    pub(crate) fn single_step_trap(&mut self) {
-        if !std::mem::take(&mut self.trap_suppressed) {
+    /// The instruction that has just retired ran with RFLAGS.TF set; without a branch it would have led to
+    /// `sequential`. SDM Vol. 3, "Single-Stepping on Branches".
+    pub(crate) fn single_step_trap(&mut self, sequential: u64) {
+        let suppressed = std::mem::take(&mut self.trap_suppressed);
+        let wanted = self.debugctl & debugctl::BTF == 0 || self.rip != sequential;
+        if wanted && !suppressed {
             self.pending_debug |= PendingDebugExceptions::BS.mask();
             self.attention = true;
         }
@@ -87,10 +91,11 @@ impl Cpu {
         self.deliver(event).or_else(|| self.trap_after_delivery())
     }
 
-    /// DR6 and DR7 as a #DB that is delivered leaves them.
+    /// DR6, DR7 and IA32_DEBUGCTL as a #DB that is delivered leaves them.
     pub(super) fn note_debug_exception(&mut self, bits: u64) {
         let state = self.state();
         state.dr6 = (state.dr6 & !dr6::B) | bits;
         self.dr7 &= !dr7::GD;
+        self.debugctl &= !(debugctl::LBR | debugctl::BTF);
     }
 }
