@@ -9,6 +9,9 @@ use std::time::Duration;
 /// How long an idle machine waits for input before it looks again whether it is asked to end.
 const PATIENCE: Duration = Duration::from_millis(20);
 
+/// An event that is later than this, 146 years on, never comes: time never overflows, whatever a guest asks for.
+const END_OF_TIME_NS: u64 = 1 << 62;
+
 /// The machine around the vCPUs.
 pub struct Board {
     /// The one clock.
@@ -87,7 +90,7 @@ impl Board {
 
     /// Every vCPU waits: lets time pass until the next event of a device. `Some` if nothing can happen any more.
     pub fn idle(&mut self) -> Option<End> {
-        match self.devices.next_event() {
+        match self.devices.next_event().filter(|at| *at < END_OF_TIME_NS) {
             Some(at) => {
                 if let Some(wait) = self.clock.wait(at) {
                     self.input.wait(wait.min(PATIENCE));
@@ -186,6 +189,20 @@ mod tests {
         drop(typed);
         assert_eq!(board.idle(), None);
         assert_eq!(board.idle(), Some(End::Halted));
+    }
+
+    #[test]
+    fn a_timer_that_never_expires_wakes_nobody() {
+        let (mut board, typed, _) = board();
+        drop(typed);
+        let apic = board.devices.apic_mut(0);
+        for (register, value) in [(0xf0, 0x1ff), (0x320, 2 << 17 | 0x40)] {
+            apic.write_memory(register, 4, value, 0, 0);
+        }
+        apic.set_tsc_deadline(u64::MAX, u64::MAX, 0);
+        assert_eq!(board.devices.next_event(), Some(u64::MAX));
+        board.idle();
+        assert_eq!((board.idle(), board.clock.now_ns()), (Some(End::Halted), 0));
     }
 
     #[test]
