@@ -9,6 +9,9 @@ use std::time::Duration;
 /// How long an idle machine waits for input before it looks again whether it is asked to end.
 const PATIENCE: Duration = Duration::from_millis(20);
 
+/// An event that is later than this, 146 years on, never comes: time never overflows, whatever a guest asks for.
+const END_OF_TIME_NS: u64 = 1 << 62;
+
 /// The machine around the vCPUs.
 pub struct Board {
     /// The one clock.
@@ -87,7 +90,7 @@ impl Board {
 
     /// Every vCPU waits: lets time pass until the next event of a device. `Some` if nothing can happen any more.
     pub fn idle(&mut self) -> Option<End> {
-        match self.devices.next_event() {
+        match self.devices.next_event().filter(|at| *at < END_OF_TIME_NS) {
             Some(at) => {
                 if let Some(wait) = self.clock.wait(at) {
                     self.input.wait(wait.min(PATIENCE));
@@ -136,5 +139,92 @@ pub fn end_of(request: Request) -> End {
         Request::PowerOff => End::PowerOff,
         Request::Reset => End::Reset,
         Request::DebugExit(value) => End::DebugExit(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Idle, Source};
+    use crate::config::StopReason;
+    use crate::device::frequency::Frequency;
+    use crate::device::{Machine, Platform};
+    use crossbeam::channel::{Sender, bounded};
+
+    fn board() -> (Board, Sender<u8>, Stop) {
+        let platform = Platform {
+            memory_below_4g: 1 << 20,
+            memory_above_4g: 0,
+            date: 0,
+            console: Box::new(std::io::sink()),
+        };
+        let devices = Devices::new(Machine {
+            processors: 1,
+            apic_timer: Frequency::new(25_000_000),
+            x2apic: true,
+            physical_width: 46,
+            platform,
+        });
+        let (typed, input) = bounded(64);
+        let stop = Stop::default();
+        let connections = Connections { input, retired: Retired::default(), stop: stop.clone() };
+        (Board::new(Clock::new(Source::Virtual, Idle::Jump, 1_000_000), devices, connections), typed, stop)
+    }
+
+    #[test]
+    fn an_idle_machine_jumps_to_its_next_event() {
+        let (mut board, _typed, _) = board();
+        board.devices.io_write(0x43, 1, 0x34, 0); // 8254, channel 0, rate generator
+        board.devices.io_write(0x40, 1, 0, 0);
+        board.devices.io_write(0x40, 1, 0, 0);
+        let at = board.devices.next_event().expect("the timer runs");
+        assert_eq!(board.idle(), None);
+        assert_eq!((board.clock.now_ns(), board.retired()), (at, 0));
+    }
+
+    #[test]
+    fn an_idle_machine_ends_when_neither_a_device_nor_a_user_can_wake_it() {
+        let (mut board, typed, _) = board();
+        assert_eq!(board.idle(), None);
+        drop(typed);
+        assert_eq!(board.idle(), None);
+        assert_eq!(board.idle(), Some(End::Halted));
+    }
+
+    #[test]
+    fn a_timer_that_never_expires_wakes_nobody() {
+        let (mut board, typed, _) = board();
+        drop(typed);
+        let apic = board.devices.apic_mut(0);
+        for (register, value) in [(0xf0, 0x1ff), (0x320, 2 << 17 | 0x40)] {
+            apic.write_memory(register, 4, value, 0, 0);
+        }
+        apic.set_tsc_deadline(u64::MAX, u64::MAX, 0);
+        assert_eq!(board.devices.next_event(), Some(u64::MAX));
+        board.idle();
+        assert_eq!((board.idle(), board.clock.now_ns()), (Some(End::Halted), 0));
+    }
+
+    #[test]
+    fn a_request_to_end_is_heeded() {
+        let (mut board, _typed, stop) = board();
+        assert_eq!(board.poll(), None);
+        stop.request(StopReason::User);
+        assert_eq!(board.poll(), Some(End::Stopped(StopReason::User)));
+    }
+
+    #[test]
+    fn input_reaches_the_serial_port_and_what_has_no_room_waits() {
+        let (mut board, typed, _) = board();
+        board.devices.io_write(0x3fa, 1, 1, 0); // FIFOs on
+        b"0123456789abcdefXYZ".iter().for_each(|byte| typed.send(*byte).unwrap());
+        let mut received = Vec::new();
+        for _ in 0..3 {
+            assert_eq!(board.poll(), None);
+            while board.devices.io_read(0x3fd, 1, 0) & 1 != 0 {
+                received.push(board.devices.io_read(0x3f8, 1, 0) as u8);
+            }
+        }
+        assert_eq!(received, b"0123456789abcdefXYZ");
     }
 }

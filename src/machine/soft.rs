@@ -200,3 +200,58 @@ fn processor_model(model: &Model, capabilities: Capabilities) -> cpu::Model {
         lacks: cpu::Lacks(missing.fold(0, |lacks, (_, bit)| lacks | bit)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Image, ProcessorKind, Retired, Stop};
+
+    fn config() -> RunConfig {
+        RunConfig {
+            kernel: Image { name: "kernel".into(), bytes: Vec::new().into() },
+            initrd: None,
+            modules: Vec::new(),
+            cmdline: String::new(),
+            cpus: 1,
+            memory: 16 << 20,
+            cpu: CpuModel { profile: offer::DEFAULT_PROFILE.into(), changes: Vec::new() },
+            processor: ProcessorKind::Soft,
+            nested: Nested::On,
+            clock: ClockKind::Virtual,
+            seed: 0,
+            timeout: None,
+        }
+    }
+
+    /// What a run says that cannot take place.
+    fn refusal(config: &RunConfig) -> String {
+        let (_, input) = crossbeam::channel::bounded(1);
+        let output = Box::new(std::io::sink());
+        let console = Console { input, output, retired: Retired::default(), stop: Stop::default() };
+        run(config, console).expect_err("the run cannot take place").to_string()
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_said_by_name() {
+        let profile = |name: &str| CpuModel { profile: name.into(), changes: Vec::new() };
+        let change = |change| CpuModel { changes: vec![change], ..profile(offer::DEFAULT_PROFILE) };
+        for (config, said) in [
+            (RunConfig { cpus: 2, ..config() }, "--cpus 1"),
+            (RunConfig { cpu: profile("cascade_lake"), ..config() }, "cascade_lake"),
+            (RunConfig { cpu: profile("yonah"), ..config() }, "64-bit"),
+            (RunConfig { cpu: change(FeatureChange::Add("avx512f".into())), ..config() }, "avx512f"),
+            (RunConfig { memory: 4097, ..config() }, "4097"),
+            (RunConfig { cpu: profile("conroe"), memory: 80 << 30, ..config() }, "36-bit"),
+            (config(), "kernel"),
+        ] {
+            let refusal = refusal(&config);
+            assert!(refusal.contains(said), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn without_nesting_no_vmx_is_offered() {
+        let hidden = offer(&RunConfig { nested: Nested::Off, ..config() }).unwrap();
+        assert!(offer(&config()).unwrap().has("vmx") && !hidden.has("vmx"));
+    }
+}

@@ -138,12 +138,17 @@ fn set_strings(instance: &Instance, registers: &mut Registers, random: &mut Rand
     }
 }
 
+/// Is it a bit test whose bit offset is in a register and may reach beyond the operand?
+pub fn is_bit_string(inst: &Instruction) -> bool {
+    matches!(inst.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+        && inst.op0_kind() == OpKind::Memory
+        && inst.op1_kind() == OpKind::Register
+}
+
 /// A bit offset in memory: near, so that the bit lies in the window, or anywhere.
 fn set_bit_offset(instance: &Instance, registers: &mut Registers, random: &mut Random) {
     let inst = &instance.inst;
-    let bits = matches!(inst.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
-    if bits && inst.op0_kind() == OpKind::Memory && inst.op1_kind() == OpKind::Register && !random.one_in(16)
-    {
+    if is_bit_string(inst) && !random.one_in(16) {
         let near = random.below(2048).wrapping_sub(1024);
         let size = inst.op1_register().size() as u32 * 8;
         let mask = u64::MAX >> (64 - size);
@@ -265,6 +270,9 @@ pub fn random_case(
     fs_base: u64,
 ) -> Option<Case> {
     const ATTEMPTS: usize = 20;
+    if super::intel::wraps_below_zero(&instance.inst) {
+        return None;
+    }
     for _ in 0..ATTEMPTS {
         let mut registers = mode.fit(random.registers());
         let inst = &instance.inst;
@@ -279,7 +287,8 @@ pub fn random_case(
         set_bit_offset(instance, &mut registers, random);
         let mut at = None;
         if instance.has_memory {
-            let wanted = target(random);
+            // Whether the operand's own address is looked at before the bit offset is added is nowhere written.
+            let wanted = if is_bit_string(inst) { reachable(target(random)) } else { target(random) };
             at = Some(aim(instance, &mut registers, wanted, fs_base));
         }
         let start = random.below((template.len() - DATA_LEN) as u64) as usize;

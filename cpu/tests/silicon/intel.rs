@@ -1,7 +1,7 @@
 //! Where AMD's processors and Intel's differ in what their manuals define. Intel's behaviour is ours; on an AMD host
 //! these forms or operands are left out.
 
-use iced_x86::{Code, Instruction, Mnemonic};
+use iced_x86::{Code, Instruction, Mnemonic, Register};
 
 /// Is this an AMD host?
 fn is_amd() -> bool {
@@ -46,6 +46,14 @@ pub fn commits_before_fault(inst: &Instruction) -> bool {
 pub fn checks_ports_late(inst: &Instruction) -> bool {
     use Mnemonic as M;
     matches!(inst.mnemonic(), M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd) && is_amd()
+}
+
+/// A bit offset that takes an FS-relative address from the user's half below 0, into the other half: AMD's raises #GP,
+/// and no manual says so. It happens if the register of the offset is that of the address, too.
+pub fn wraps_below_zero(inst: &Instruction) -> bool {
+    super::case::is_bit_string(inst)
+        && inst.segment_prefix() == Register::FS
+        && inst.memory_base().full_register() == inst.op1_register().full_register()
 }
 
 /// Neither manual says which operand of CMPS is read first: at most one of them may fault.

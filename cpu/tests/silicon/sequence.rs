@@ -1,5 +1,6 @@
 //! Blocks of several instructions: flags that one leaves and another takes, registers of every width.
 
+use super::case::is_bit_string;
 use super::flags;
 use super::form::{Addressing, Instance, instance_at, number};
 use super::layout::*;
@@ -66,12 +67,9 @@ fn is_steady(instance: &Instance) -> bool {
     let register = |op: u32| inst.op_kind(op) == OpKind::Register && inst.op_register(op).is_gpr();
     let moves_bases =
         (0..inst.op_count()).any(|op| register(op) && matches!(number(inst.op_register(op)), RBX | RSP));
-    let bit_string = matches!(inst.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
-        && inst.op0_kind() == OpKind::Memory
-        && inst.op1_kind() == OpKind::Register;
     let double = matches!(inst.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd);
     let by_cl = double && inst.op_kind(2) == OpKind::Register && inst.op1_register().size() == 2;
-    !moves_bases && !bit_string && !by_cl && !flags::result_is_undefined(inst, 0)
+    !moves_bases && !is_bit_string(inst) && !by_cl && !flags::result_is_undefined(inst, 0)
 }
 
 /// iced's flag bits in the places of RFLAGS.
