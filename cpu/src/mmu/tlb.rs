@@ -3,7 +3,7 @@
 use crate::block::Op;
 
 /// Translations a context holds.
-pub(crate) const ENTRIES: usize = 1024;
+pub(crate) const ENTRIES: usize = 4096;
 /// Branch targets a context holds.
 const JUMPS: usize = 4096;
 /// Contexts in the pool.
