@@ -1,6 +1,7 @@
 //! The software TLB: a pool of contexts, each with its translations and its jump cache.
 
 use crate::block::Op;
+use std::alloc::Layout;
 
 /// Translations a context holds.
 pub(crate) const ENTRIES: usize = 4096;
@@ -130,19 +131,22 @@ pub(crate) enum PageSize {
 }
 
 impl Context {
+    /// An empty context, made where it will stay: it is too large to pass by the stack.
     fn new() -> Box<Self> {
-        Box::new(Self {
-            entries: std::array::from_fn(empty_entry),
-            jumps: [NO_JUMP; JUMPS],
-            salt: 0,
-            key: Key::default(),
-            used: 0,
-            in_use: false,
-            large: [0; 16],
-            has_1g: false,
-            filled: Slots::NONE,
-            code: Slots::NONE,
-        })
+        let layout = Layout::new::<Self>();
+        // SAFETY: the layout's size is not 0.
+        let place: *mut Self = unsafe { std::alloc::alloc_zeroed(layout) }.cast();
+        if place.is_null() {
+            std::alloc::handle_alloc_error(layout);
+        }
+        // SAFETY: the allocation has this type's layout, and all zero is a value of each of its fields: numbers, `false`
+        // and null pointers.
+        let mut context = unsafe { Box::from_raw(place) };
+        for (i, entry) in context.entries.iter_mut().enumerate() {
+            *entry = empty_entry(i);
+        }
+        context.jumps.fill(NO_JUMP);
+        context
     }
 
     /// Drops every translation.
