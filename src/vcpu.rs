@@ -26,7 +26,7 @@ use last_exits::{LastExits, Level, Record};
 use model::Model;
 use msr::Registers;
 use shadow::engine::Engine;
-use trap::{Handler, Then, Trap, Waiting};
+use trap::{Handler, HolePages, Then, Trap, Waiting};
 use vmcs12::arch::event::Exception;
 use vmcs12::cpu_state::CpuState;
 use vmcs12::exit::{Budget, Cause, Exit, Reason};
@@ -37,6 +37,8 @@ use vmcs12::field::table::*;
 const MOST_INSTRUCTIONS: u64 = 5_000_000;
 /// Under the host clock: between two looks at it.
 const MOST_INSTRUCTIONS_HOST_CLOCK: u64 = 100_000;
+/// Exits that come of finishing exits, one after the other, before the guest is entered again: no instruction has more.
+const MOST_EXITS_IN_A_ROW: u32 = 16;
 /// Entries between two looks outside, whatever they retire.
 const MOST_ENTRIES: u32 = 4096;
 
@@ -51,6 +53,8 @@ pub struct Vcpu {
     registers: Registers,
     model: Model,
     waiting: Option<Waiting>,
+    /// Of the instruction of L2 that is being completed.
+    holes: HolePages,
     nmi: bool,
     init: bool,
     counters: Counters,
@@ -82,8 +86,8 @@ enum Step {
     Enter(Budget),
     /// Look again.
     Again,
-    /// Nothing to run until time has passed.
-    Idle,
+    /// Nothing to run until a device has an event, or until this time.
+    Idle(Option<u64>),
     /// The run ends.
     End(End),
 }
@@ -104,6 +108,7 @@ impl Vcpu {
             registers,
             model,
             waiting: None,
+            holes: HolePages::default(),
             nmi: false,
             init: false,
             counters: Counters::default(),
@@ -137,8 +142,8 @@ impl Vcpu {
                     }
                 }
                 Step::Again => {}
-                Step::Idle => {
-                    if let Some(end) = board.idle() {
+                Step::Idle(until) => {
+                    if let Some(end) = board.idle(until) {
                         return Ok(end);
                     }
                 }
@@ -186,7 +191,7 @@ impl Vcpu {
                 Waiting::Monitoring if self.nmi || interrupt || board.devices.next_event().is_none() => {
                     self.waiting = None;
                 }
-                Waiting::Halted | Waiting::Monitoring => return Step::Idle,
+                Waiting::Halted | Waiting::Monitoring => return Step::Idle(None),
             }
         }
         match event::choose(&mut self.vmcs01.current, self.nmi, interrupt) {
@@ -235,7 +240,8 @@ impl Vcpu {
     /// Handles an exit, and those that come of handling it.
     fn handle(&mut self, board: &mut Board, exit: Exit) -> Option<End> {
         let mut exit = exit;
-        loop {
+        self.holes.clear();
+        for _ in 0..MOST_EXITS_IN_A_ROW {
             let in_l2 = self.engine.in_l2();
             let reason = match exit.cause {
                 Cause::Vm(reason) => reason,
@@ -251,6 +257,8 @@ impl Vcpu {
                 Concluded::End(end) => return Some(end),
             }
         }
+        // The guest gets nowhere, but the run can be ended.
+        board.poll()
     }
 
     /// The processor refused a VMCS that L0 made.

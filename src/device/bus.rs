@@ -254,6 +254,14 @@ impl Devices {
         taken
     }
 
+    /// Shows what the serial port has not shown yet: a line that is not finished.
+    ///
+    /// # Errors
+    /// The console's, also those of earlier writes.
+    pub fn show(&mut self) -> std::io::Result<()> {
+        self.peripherals.serial.flush()
+    }
+
     fn external_interrupt(&self, cpu: usize) -> bool {
         self.pic.interrupt() && self.apics[cpu].passes_external_interrupts()
     }

@@ -69,8 +69,10 @@ impl Board {
         self.devices.tick(self.clock.now_ns());
     }
 
-    /// Looks outside: is the run to end, did somebody type?
+    /// Looks outside: is the run to end, did somebody type? Shows a line that is not finished yet.
     pub fn poll(&mut self) -> Option<End> {
+        // A console that is gone does not end the guest.
+        let _ = self.devices.show();
         if let Some(reason) = self.stop.requested() {
             return Some(End::Stopped(reason));
         }
@@ -88,9 +90,10 @@ impl Board {
         }
     }
 
-    /// Every vCPU waits: lets time pass until the next event of a device. `Some` if nothing can happen any more.
-    pub fn idle(&mut self) -> Option<End> {
-        match self.devices.next_event().filter(|at| *at < END_OF_TIME_NS) {
+    /// Every vCPU waits: lets time pass until the next event of a device, at most until `until`. `Some` if nothing can
+    /// happen any more.
+    pub fn idle(&mut self, until: Option<u64>) -> Option<End> {
+        match self.devices.next_event().into_iter().chain(until).filter(|at| *at < END_OF_TIME_NS).min() {
             Some(at) => {
                 if let Some(wait) = self.clock.wait(at) {
                     self.input.wait(wait.min(PATIENCE));
@@ -178,17 +181,17 @@ mod tests {
         board.devices.io_write(0x40, 1, 0, 0);
         board.devices.io_write(0x40, 1, 0, 0);
         let at = board.devices.next_event().expect("the timer runs");
-        assert_eq!(board.idle(), None);
+        assert_eq!(board.idle(None), None);
         assert_eq!((board.clock.now_ns(), board.retired()), (at, 0));
     }
 
     #[test]
     fn an_idle_machine_ends_when_neither_a_device_nor_a_user_can_wake_it() {
         let (mut board, typed, _) = board();
-        assert_eq!(board.idle(), None);
+        assert_eq!(board.idle(None), None);
         drop(typed);
-        assert_eq!(board.idle(), None);
-        assert_eq!(board.idle(), Some(End::Halted));
+        assert_eq!(board.idle(None), None);
+        assert_eq!(board.idle(None), Some(End::Halted));
     }
 
     #[test]
@@ -201,8 +204,8 @@ mod tests {
         }
         apic.set_tsc_deadline(u64::MAX, u64::MAX, 0);
         assert_eq!(board.devices.next_event(), Some(u64::MAX));
-        board.idle();
-        assert_eq!((board.idle(), board.clock.now_ns()), (Some(End::Halted), 0));
+        board.idle(None);
+        assert_eq!((board.idle(None), board.clock.now_ns()), (Some(End::Halted), 0));
     }
 
     #[test]

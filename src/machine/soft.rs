@@ -75,6 +75,9 @@ pub fn run(config: &RunConfig, console: Console) -> Result<RunOutcome, RunError>
     let mut board = Board::new(clock, devices, Connections { input, retired, stop });
     let mut vcpu = vcpu(&memory, model, &entry, config.seed, &board.clock)?;
     let end = vcpu.run(&mut board)?;
+    if let Err(error) = board.devices.show() {
+        tracing::error!("the console cannot be written: {error}");
+    }
     Ok(RunOutcome { end, counters: vcpu.counters(&board), cpuid_digest, last_exits: vcpu.last_exits() })
 }
 

@@ -6,11 +6,11 @@ use super::{Concluded, Step, Vcpu, budget, control_register, operation};
 use crate::config::End;
 use crate::machine::board::Board;
 use shadow::engine::{Decision, Host, L2Exit, Outcome, Pending, Taken, Task};
-use vmcs12::addr::{Gva, Linear, LinearFault};
+use vmcs12::addr::{Gpa, Gva, Linear, LinearFault, Pa};
 use vmcs12::arch::event::Exception;
 use vmcs12::error::Abort;
 use vmcs12::exit::{Budget, Reason};
-use vmcs12::field::table::EXIT_REASON;
+use vmcs12::field::table::{EXIT_REASON, GUEST_PHYSICAL_ADDRESS};
 
 /// No instruction of L1's is at hand, and so no operand in its memory.
 struct NoOperand;
@@ -77,7 +77,7 @@ impl Vcpu {
                 Step::Enter(budget(board))
             }
             Decision::Deliver => Step::Enter(Budget(0)),
-            Decision::Halted => Step::Idle,
+            Decision::Halted => Step::Idle(self.halted_until(board)),
             Decision::Reflected(taken) => {
                 self.take(board, taken);
                 self.count_synthesised();
@@ -85,6 +85,12 @@ impl Vcpu {
             }
             Decision::Abort(abort) => Step::End(end(abort)),
         }
+    }
+
+    /// When the VMX-preemption timer wakes the halted L2.
+    fn halted_until(&self, board: &Board) -> Option<u64> {
+        let tsc = self.engine.halted_until()?;
+        Some(board.clock.ns_at_tsc(tsc.wrapping_sub(self.registers.tsc_offset)))
     }
 
     /// What has been taken waits no longer.
@@ -119,10 +125,18 @@ impl Vcpu {
         match exit {
             L2Exit::Resumed | L2Exit::Reflected => Then::Again(0),
             L2Exit::L0(Task::Halt) => Then::Again(1),
-            L2Exit::L0(Task::Mmio(at)) => trap::device_memory(&mut self.trap(board), at),
+            L2Exit::L0(Task::Mmio(at)) => self.device_memory_of_l2(board, at),
             L2Exit::L0(Task::Emulate(reason)) => self.emulate_for_l2(board, reason),
             L2Exit::Abort(abort) => Then::End(end(abort)),
         }
+    }
+
+    /// L2 accessed what stands for an address of L1's without memory.
+    fn device_memory_of_l2(&mut self, board: &mut Board, at: Gpa) -> Then {
+        let accessed = Pa(self.engine.vmcs02.current.get(GUEST_PHYSICAL_ADDRESS));
+        self.holes.add(accessed, at);
+        let holes = self.holes;
+        trap::device_memory(&mut self.trap(board), &holes)
     }
 
     /// What L0 does for L1 it does for L2 when L1 does not care.

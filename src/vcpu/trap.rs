@@ -371,49 +371,91 @@ fn task_switch(_: &mut Trap) -> Then {
 
 /// An access to what ept01 does not map: a device's memory, or nobody's.
 fn ept_violation(trap: &mut Trap) -> Then {
-    let at = Gpa(trap.vmcs.current.get(GUEST_PHYSICAL_ADDRESS));
-    device_memory(trap, at)
+    complete(trap, Holes::Identity)
 }
 
-/// Lets the processor complete the instruction, with the devices where no memory is. `at` is the L1-physical address
-/// that the guest-physical address in its VMCS stands for.
-pub fn device_memory(trap: &mut Trap, at: Gpa) -> Then {
+/// L2 accessed guest-physical pages that stand for addresses of L1's without memory.
+pub fn device_memory(trap: &mut Trap, pages: &HolePages) -> Then {
+    complete(trap, Holes::Pages(pages))
+}
+
+/// Lets the processor complete the instruction, with the devices where no memory is.
+fn complete(trap: &mut Trap, holes: Holes<'_>) -> Then {
     if trap.vmcs.current.get(ORIGINAL_EVENT_IDENTIFICATION).get(vmcs12::arch::event::RecordedEvent::VALID) {
-        let end = format!("an event was to be delivered through device memory at {:#x}", at.0);
+        let at = trap.vmcs.current.get(GUEST_PHYSICAL_ADDRESS);
+        let end = format!("an event was to be delivered through device memory at {at:#x}");
         return Then::End(End::Broken(end));
     }
     debug_assert!(!event::is_injecting(&trap.vmcs.current));
     let Board { devices, clock, .. } = &mut *trap.board;
-    let mut bus = DeviceMemory {
-        devices,
-        vcpu: trap.vcpu,
-        now_ns: clock.now_ns(),
-        page: Pa(trap.vmcs.current.get(GUEST_PHYSICAL_ADDRESS)).page(),
-        stands_for: at.page(),
-    };
+    let mut bus = DeviceMemory { devices, vcpu: trap.vcpu, now_ns: clock.now_ns(), holes };
     Then::Completed(trap.soft.complete(trap.vmcs, trap.state, clock, &mut bus))
 }
 
-/// The devices, to an instruction of the guest that accesses one page of theirs.
+/// What guest-physical addresses without memory are, in L1's address space.
+#[derive(Clone, Copy)]
+enum Holes<'a> {
+    /// The same address: the guest is L1.
+    Identity,
+    /// What is known of the pages: the guest is L2.
+    Pages(&'a HolePages),
+}
+
+/// Guest-physical pages of L2 that one instruction accesses and that have no memory, and the pages of L1 that they
+/// stand for. More than the instructions that access the most can cross into.
+#[derive(Clone, Copy, Debug)]
+pub struct HolePages {
+    pages: [(Pa, Pa); Self::MOST],
+    known: usize,
+}
+
+impl HolePages {
+    const MOST: usize = 8;
+
+    /// Forgets them: another instruction, or an L1 that has run.
+    #[inline]
+    pub fn clear(&mut self) {
+        self.known = 0;
+    }
+
+    /// Keeps that the page of `accessed` stands for that of `at`.
+    pub fn add(&mut self, accessed: Pa, at: Gpa) {
+        if let Some(place) = self.pages.get_mut(self.known) {
+            *place = (accessed.page(), Pa(at.0).page());
+            self.known += 1;
+        }
+    }
+
+    fn find(&self, page: Pa) -> Option<Pa> {
+        self.pages[..self.known].iter().find(|(accessed, _)| *accessed == page).map(|(_, hole)| *hole)
+    }
+}
+
+impl Default for HolePages {
+    fn default() -> Self {
+        Self { pages: [(Pa(0), Pa(0)); Self::MOST], known: 0 }
+    }
+}
+
+/// The devices, to one instruction of the guest.
 struct DeviceMemory<'a> {
     devices: &'a mut crate::device::Devices,
     vcpu: usize,
     now_ns: u64,
-    page: Pa,
-    stands_for: Gpa,
-}
-
-impl DeviceMemory<'_> {
-    fn address(&self, at: Pa) -> u64 {
-        if at.page() == self.page { self.stands_for.0 + at.offset() } else { at.0 }
-    }
+    holes: Holes<'a>,
 }
 
 impl cpu::Bus for DeviceMemory<'_> {
+    fn hole(&self, at: u64) -> Option<Pa> {
+        match self.holes {
+            Holes::Identity => Some(Pa(at)),
+            Holes::Pages(pages) => pages.find(Pa(at).page()),
+        }
+    }
     fn read(&mut self, at: Pa, size: usize) -> u64 {
-        self.devices.mmio_read(self.vcpu, self.address(at), size as u8, self.now_ns)
+        self.devices.mmio_read(self.vcpu, at.0, size as u8, self.now_ns)
     }
     fn write(&mut self, at: Pa, size: usize, value: u64) {
-        self.devices.mmio_write(self.vcpu, self.address(at), size as u8, value, self.now_ns);
+        self.devices.mmio_write(self.vcpu, at.0, size as u8, value, self.now_ns);
     }
 }

@@ -20,6 +20,7 @@ const FIRST_VPID: u16 = 1;
 const WANTED: &[Control] = &[
     EXTERNAL_INTERRUPT_EXITING,     // the machine's interrupts are L0's to deliver
     NMI_EXITING,
+    VIRTUAL_NMIS,                   // L1's own NMIs are blocked and unblocked without exits
     HLT_EXITING,                    // an idle machine costs no host time
     MWAIT_EXITING,
     MONITOR_EXITING,
@@ -133,7 +134,7 @@ mod tests {
         let mut caps = all_controls();
         caps.controls[Word::PinBased as usize].must_be_one = 0x16;
         let vmcs = new(0, &caps, NOTHING, STRUCTURES).unwrap();
-        assert_eq!(vmcs.controls(Word::PinBased), 0x16 | 1 | 8);
+        assert_eq!(vmcs.controls(Word::PinBased), 0x16 | 1 | 8 | 0x20);
         assert!(WANTED.iter().all(|control| vmcs.has(*control)));
     }
 

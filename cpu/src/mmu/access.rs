@@ -293,6 +293,14 @@ impl Cpu {
         }
     }
 
+    /// The hole that the bus has for a guest-physical address that EPT does not map.
+    #[cold]
+    pub(crate) fn hole(&self, gpa: u64) -> Option<Pa> {
+        // SAFETY: `bus` is set only while `complete` runs, which holds the reference that it was made from.
+        let hole = self.bus.and_then(|bus| unsafe { (*bus).hole(gpa) });
+        hole.filter(|hole| self.memory.frame(*hole).is_none())
+    }
+
     fn read_hole(&mut self, pa: u64, into: &mut [u8]) {
         match self.bus {
             // SAFETY: `bus` is set only while `complete` runs, which holds the reference that it was made from.

@@ -64,12 +64,9 @@ impl Cpu {
         if !self.ept {
             return Ok(Mapping::identity(gpa & !0xfff));
         }
-        match self.guest_physical.translate(&self.memory, self.eptp, gpa, purpose) {
-            Err(Fault::EptViolation { gpa, .. }) if self.bus.is_some() && !self.memory.is_backed(Pa(gpa)) => {
-                Ok(Mapping::identity(gpa & !0xfff))
-            }
-            other => other,
-        }
+        let translated = self.guest_physical.translate(&self.memory, self.eptp, gpa, purpose);
+        let Err(Fault::EptViolation { gpa, .. }) = translated else { return translated };
+        self.hole(gpa).map_or(translated, |hole| Ok(Mapping::identity(hole.page().0)))
     }
 
     fn structure(&mut self, gpa: u64, linear: u64, kind: Kind) -> Result<Pa, Fault> {
