@@ -200,7 +200,7 @@ mod tests {
         drop(typed);
         let apic = board.devices.apic_mut(0);
         for (register, value) in [(0xf0, 0x1ff), (0x320, 2 << 17 | 0x40)] {
-            apic.write_memory(register, 4, value, 0, 0);
+            let _ = apic.write_memory(register, 4, value, 0, 0);
         }
         apic.set_tsc_deadline(u64::MAX, u64::MAX, 0);
         assert_eq!(board.devices.next_event(), Some(u64::MAX));
