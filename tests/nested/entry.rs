@@ -376,3 +376,21 @@ fn without_unrestricted_guest_real_mode_fails_the_entry() {
     let log = failing_entry(|l1| l1.clear(IA_32E_MODE_GUEST).write(GUEST_CR0, cr0::ET | cr0::NE).done());
     assert_eq!(log, [GUEST_STATE_FAILURE, 0]);
 }
+
+#[test]
+fn page_directory_pointers_that_are_not_valid_are_an_exit_with_reason_33_and_qualification_2() {
+    const FLAT_CODE_32: u64 = 0xc09b;
+    let pae = |pointer: u64| {
+        guest(
+            |l1| {
+                l1.clear(IA_32E_MODE_GUEST).write(GUEST_CS_ACCESS_RIGHTS, FLAT_CODE_32);
+                l1.write(GUEST_PDPTE0, pointer).enter().read(EXIT_REASON).read(EXIT_QUALIFICATION);
+            },
+            |_| {},
+        )
+    };
+    const PRESENT: u64 = 1;
+    const DIRECTORY: u64 = PML4 + 0x2000;
+    assert_eq!(pae(DIRECTORY | PRESENT), [VMCALL, 0]);
+    assert_eq!(pae(DIRECTORY | PRESENT | 2), [GUEST_STATE_FAILURE, 2]);
+}

@@ -2,9 +2,10 @@
 
 use crate::asm;
 use crate::code::*;
-use crate::l1::guest;
+use crate::l1::{self, guest};
 use crate::place::*;
 use iced_x86::code_asm::*;
+use testudo::config::End;
 use vmcs12::arch::rflags;
 use vmcs12::control::*;
 use vmcs12::exit::Reason;
@@ -471,4 +472,107 @@ fn a_pending_debug_exception_of_the_entry_is_delivered_first() {
         |_| {},
     );
     assert_eq!(log, [EXCEPTION_OR_NMI, BS, CODE_L2]);
+}
+
+#[test]
+fn an_interrupt_that_l1_does_not_intercept_wakes_a_halted_l2() {
+    let log = guest(
+        |l1| {
+            l1.enable_apic(VECTOR).wrmsr(msr::X2APIC_INITIAL_COUNT, 1000).enter().read(EXIT_REASON);
+        },
+        |l2| asm!(l2; sti(); hlt(); cli()),
+    );
+    assert_eq!(log, [interrupt_in_l2(VECTOR), VMCALL]);
+}
+
+#[test]
+fn an_interrupt_that_l1_does_not_intercept_waits_for_if() {
+    let log = guest(
+        |l1| {
+            l1.enable_apic(VECTOR).wrmsr(msr::X2APIC_SELF_IPI, VECTOR.into()).enter().read(EXIT_REASON);
+        },
+        |l2| {
+            l2.log(1).spin(100).log(2);
+            asm!(l2; sti(); nop());
+            l2.log(3);
+        },
+    );
+    assert_eq!(log, [1, 2, interrupt_in_l2(VECTOR), 3, VMCALL]);
+}
+
+#[test]
+fn an_init_signal_exits() {
+    const SEND_INIT: u64 = 0x4500;
+    let log = guest(
+        |l1| {
+            pass_msrs_through(l1);
+            l1.enter().read(EXIT_REASON);
+        },
+        |l2| {
+            l2.wrmsr(msr::X2APIC_ICR, SEND_INIT);
+            for_ever(l2);
+        },
+    );
+    assert_eq!(log, [Reason::InitSignal as u64]);
+}
+
+#[test]
+fn a_page_fault_of_an_iret_that_had_unblocked_nmis_says_so() {
+    const NMI_UNBLOCKING: u64 = 1 << 12;
+    let log = guest(
+        |l1| {
+            l1.set(NMI_EXITING)
+                .set(VIRTUAL_NMIS)
+                .write(GUEST_RSP, NOT_MAPPED)
+                .write(EXCEPTION_BITMAP, 1 << 14);
+            l1.write(GUEST_INTERRUPTIBILITY_STATE, BLOCKED_BY_NMI);
+            l1.enter()
+                .read(EXIT_REASON)
+                .read(EXITING_EVENT_IDENTIFICATION)
+                .read(GUEST_INTERRUPTIBILITY_STATE);
+        },
+        |l2| asm!(l2; iretq()),
+    );
+    let event = VALID | NMI_UNBLOCKING | HARDWARE | ERROR_CODE | 14;
+    assert_eq!(log, [EXCEPTION_OR_NMI, event, 0]);
+}
+
+#[test]
+fn the_preemption_timer_comes_before_the_interrupt_window() {
+    let log = guest(
+        |l1| {
+            l1.set(ACTIVATE_VMX_PREEMPTION_TIMER).write(VMX_PREEMPTION_TIMER_VALUE, 0);
+            l1.set(INTERRUPT_WINDOW_EXITING).write(GUEST_RFLAGS, ENABLED);
+            l1.enter().read(EXIT_REASON);
+            l1.clear(ACTIVATE_VMX_PREEMPTION_TIMER).enter().read(EXIT_REASON);
+        },
+        |_| {},
+    );
+    assert_eq!(log, [TIMER, INTERRUPT_WINDOW]);
+}
+
+#[test]
+fn an_injected_event_is_delivered_before_a_window_exits() {
+    let log = guest(
+        |l1| {
+            l1.set(INTERRUPT_WINDOW_EXITING).write(GUEST_RFLAGS, ENABLED);
+            l1.write(INJECTED_EVENT_IDENTIFICATION, VALID | HARDWARE | 6).enter().read(EXIT_REASON);
+        },
+        |_| {},
+    );
+    // The handler is entered through an interrupt gate, which clears IF.
+    assert_eq!(log, [exception_in_l2(6, 0), VMCALL]);
+}
+
+#[test]
+fn a_msr_that_cannot_be_loaded_at_an_exit_is_a_vmx_abort() {
+    const LOADING_HOST_MSRS: u32 = 4;
+    let end = l1::end_of_guest(
+        |l1| {
+            l1.store(MSR_LIST, 0xc000_0100).store(MSR_LIST + 8, 0);
+            l1.write(VM_EXIT_MSR_LOAD_ADDRESS, MSR_LIST).write(VM_EXIT_MSR_LOAD_COUNT, 1).enter();
+        },
+        |_| {},
+    );
+    assert_eq!(end, End::VmxAbort(LOADING_HOST_MSRS));
 }

@@ -10,7 +10,8 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use testudo::config::{
-    ClockKind, Console, CpuModel, End, Image, Nested, ProcessorKind, Retired, RunConfig, Stop, StopReason,
+    ClockKind, Console, CpuModel, End, Image, Nested, ProcessorKind, Retired, RunConfig, RunOutcome, Stop,
+    StopReason,
 };
 use testudo::machine;
 use vmcs12::arch::cr::cr4;
@@ -30,8 +31,13 @@ pub const NO_LINK: u64 = u64::MAX;
 
 /// An L1 that has not executed VMXON; CR4.VMXE and IA32_FEATURE_CONTROL allow it.
 pub fn outside(l1: impl FnOnce(&mut Code)) -> Vec<u64> {
+    outside_on(PROFILE, l1)
+}
+
+/// As [`outside`], on another processor.
+pub fn outside_on(profile: &str, l1: impl FnOnce(&mut Code)) -> Vec<u64> {
     run(
-        PROFILE,
+        profile,
         |code| {
             enable_vmx(code);
             l1(code);
@@ -55,22 +61,40 @@ pub fn guest(l1: impl FnOnce(&mut Code), l2: impl FnOnce(&mut Code)) -> Vec<u64>
 
 /// As [`guest`], on another processor.
 pub fn guest_on(profile: &str, l1: impl FnOnce(&mut Code), l2: impl FnOnce(&mut Code)) -> Vec<u64> {
-    run(
-        profile,
-        |code| {
-            enable_vmx(code);
-            enter_operation(code);
-            put_revision(code, VMCS);
-            code.vmclear(VMCS).vmptrld(VMCS);
-            set_up(code);
-            l1(code);
-        },
-        l2,
-    )
+    run(profile, |code| prepare(code, l1), l2)
+}
+
+/// How the run of an L1 ends that does not end by itself.
+pub fn end_of_guest(l1: impl FnOnce(&mut Code), l2: impl FnOnce(&mut Code)) -> End {
+    run_to_end(PROFILE, |code| prepare(code, l1), l2).1.end
+}
+
+fn prepare(code: &mut Code, l1: impl FnOnce(&mut Code)) {
+    enable_vmx(code);
+    enter_operation(code);
+    put_revision(code, VMCS);
+    code.vmclear(VMCS).vmptrld(VMCS);
+    set_up(code);
+    l1(code);
 }
 
 /// A payload from power-on, and what it logged.
-pub fn run(profile: &str, l1: impl FnOnce(&mut Code), l2: impl FnOnce(&mut Code)) -> Vec<u64> {
+fn run(profile: &str, l1: impl FnOnce(&mut Code), l2: impl FnOnce(&mut Code)) -> Vec<u64> {
+    let (log, outcome) = run_to_end(profile, l1, l2);
+    assert_eq!(
+        outcome.end,
+        End::DebugExit(0),
+        "{profile}: log {log:#x?}\nlast exits {:#?}",
+        outcome.last_exits
+    );
+    log
+}
+
+fn run_to_end(
+    profile: &str,
+    l1: impl FnOnce(&mut Code),
+    l2: impl FnOnce(&mut Code),
+) -> (Vec<u64>, RunOutcome) {
     let output = Output::default();
     let (_no_input, input) = channel::bounded(1);
     let stop = Stop::default();
@@ -85,9 +109,7 @@ pub fn run(profile: &str, l1: impl FnOnce(&mut Code), l2: impl FnOnce(&mut Code)
     let outcome = machine::run(&config(profile, image::build(l1, l2)), console).expect("the machine runs");
     drop(done);
     watch.join().expect("the watch ends");
-    let log = output.items();
-    assert_eq!(outcome.end, End::DebugExit(0), "log {log:#x?}\nlast exits {:#?}", outcome.last_exits);
-    log
+    (output.items(), outcome)
 }
 
 fn config(profile: &str, bytes: Vec<u8>) -> RunConfig {

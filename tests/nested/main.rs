@@ -10,4 +10,5 @@ mod instructions;
 mod l1;
 mod memory;
 mod place;
+mod profiles;
 mod state;

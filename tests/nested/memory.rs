@@ -284,14 +284,76 @@ fn an_access_that_crosses_into_a_page_that_is_not_present_violates_there() {
     assert_eq!(log, [VIOLATION, READ | LINEAR_FINAL, PAGES, PAGES]);
 }
 
+/// The page-directory entry of [`NOT_MAPPED`].
+const DIRECTORY_ENTRY: u64 = PML4 + 0x2000 + 8 * (NOT_MAPPED >> 21);
+const LARGE_WRITABLE: u64 = 0x83;
+const HERE: u64 = 0x80_0000;
+const THERE: u64 = 0xa0_0000;
+
+/// L2 reads through a mapping that L1 changes between two entries.
+fn read_through_changing_mapping(l1: &mut Code, between: fn(&mut Code)) {
+    l1.store(HERE, 0x11).store(THERE, 0x22).store(DIRECTORY_ENTRY, HERE | LARGE_WRITABLE);
+    l1.enter().store(DIRECTORY_ENTRY, THERE | LARGE_WRITABLE);
+    between(l1);
+    l1.write(GUEST_RIP, CODE_L2).enter();
+}
+
 #[test]
-fn with_vpid_translations_of_l2_survive_exits_until_invvpid() {
+fn without_vpid_an_entry_invalidates_linear_mappings() {
+    let log = guest(|l1| read_through_changing_mapping(l1, |_| {}), |l2| l2.log_memory(NOT_MAPPED).done());
+    assert_eq!(log, [0x11, 0x22]);
+}
+
+#[test]
+fn with_vpid_invvpid_invalidates_linear_mappings() {
+    let kinds: [fn(&mut Code); 4] = [
+        |l1| l1.invvpid(0, 7, NOT_MAPPED).done(),
+        |l1| l1.invvpid(1, 7, 0).done(),
+        |l1| l1.invvpid(2, 0, 0).done(),
+        |l1| l1.invvpid(3, 7, 0).done(),
+    ];
+    for kind in kinds {
+        let log = guest(
+            |l1| {
+                l1.set(ENABLE_VPID).write(VPID, 7);
+                read_through_changing_mapping(l1, kind);
+            },
+            |l2| l2.log_memory(NOT_MAPPED).done(),
+        );
+        assert_eq!(log, [0x11, 0x22]);
+    }
+}
+
+#[test]
+fn l2s_own_invlpg_and_mov_to_cr3_invalidate_its_mappings() {
+    let invalidations: [fn(&mut Code); 2] =
+        [|l2| asm!(l2; invlpg(byte_ptr(NOT_MAPPED as u32))), |l2| asm!(l2; mov(rax, cr3); mov(cr3, rax))];
+    for invalidate in invalidations {
+        let log = guest(
+            |l1| {
+                l1.set(ENABLE_VPID).write(VPID, 7).store(HERE, 0x11).store(THERE, 0x22);
+                l1.store(DIRECTORY_ENTRY, HERE | LARGE_WRITABLE).enter();
+            },
+            |l2| {
+                l2.log_memory(NOT_MAPPED).store(DIRECTORY_ENTRY, THERE | LARGE_WRITABLE);
+                invalidate(l2);
+                l2.log_memory(NOT_MAPPED);
+            },
+        );
+        assert_eq!(log, [0x11, 0x22]);
+    }
+}
+
+#[test]
+fn a_violation_of_an_iret_that_had_unblocked_nmis_says_so() {
+    const NMI_UNBLOCKING: u64 = 1 << 12;
     let log = guest(
         |l1| {
-            l1.set(ENABLE_VPID).write(VPID, 7).store(PAGES, 0x11).enter().read(EXIT_REASON);
-            l1.invvpid(1, 7, 0).outcome().write(GUEST_RIP, CODE_L2).enter().read(EXIT_REASON);
+            map(l1, 0).set(NMI_EXITING).set(VIRTUAL_NMIS).write(GUEST_RSP, PAGES);
+            l1.write(GUEST_INTERRUPTIBILITY_STATE, 1 << 3);
+            l1.enter().read(EXIT_REASON).read(EXIT_QUALIFICATION).read(GUEST_INTERRUPTIBILITY_STATE);
         },
-        |l2| l2.log_memory(PAGES).done(),
+        |l2| asm!(l2; iretq()),
     );
-    assert_eq!(log, [0x11, VMCALL, SUCCEEDED, 0x11, VMCALL]);
+    assert_eq!(log, [VIOLATION, READ | LINEAR_FINAL | NMI_UNBLOCKING, 0]);
 }
