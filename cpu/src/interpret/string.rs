@@ -113,50 +113,67 @@ unsafe fn single<T: Width, const ACTION: u8>(cpu: &mut Cpu, op: *const Op) -> *c
     next!(cpu, op)
 }
 
-/// Iterations that one copy or fill may do at once: both sides in one page, upwards, without another look.
-fn run_length<T: Width>(cpu: &Cpu, action: Action, most: u64) -> u64 {
-    if cpu.rflags & rflags::DF != 0 || !cpu.is_64() || !matches!(action, Action::Movs | Action::Stos) {
-        return 0;
-    }
-    let room = |at: u64| (4096 - (at & 0xfff)) / T::SIZE as u64;
-    let destination = room(cpu.gpr[RDI]);
-    let both = if action == Action::Movs { destination.min(room(cpu.gpr[RSI])) } else { destination };
-    both.min(most)
+/// Elements from a linear address to the end of its page.
+fn room<T: Width>(linear: u64) -> u64 {
+    (4096 - (linear & 0xfff)) / T::SIZE as u64
 }
 
-/// Does `n` iterations as one copy or fill; `None`: it cannot, and nothing was done.
-fn many<T: Width>(cpu: &mut Cpu, op: &Op, action: Action, n: u64) -> Option<()> {
-    let bytes = n as usize * T::SIZE;
-    // 64-bit mode has no limits to check, so linear addresses follow from the bases.
-    let to = cpu.segmented(op, SegmentRegister::Es as u8, cpu.gpr[RDI] & address_mask(op), 1, Kind::Write)?;
-    let place = cpu.writable_host::<u8>(to)?;
-    if action == Action::Stos {
-        let value: T = register(cpu, 0);
-        for i in 0..n as usize {
-            // SAFETY: `run_length` keeps all `n` elements in the page that `place` is in.
-            unsafe { place.cast::<T>().add(i).write_unaligned(value) };
-        }
-    } else {
-        let from = cpu.segmented(op, op.segment, cpu.gpr[RSI] & address_mask(op), 1, Kind::Read)?;
-        let source = cpu.readable_host(from)?;
-        let distance = (place as usize).wrapping_sub(source as usize);
-        if distance >= bytes {
-            // SAFETY: both ranges lie in their pages; the destination does not begin inside the source, so a copy
-            // in one go equals the copy element by element.
-            unsafe { std::ptr::copy(source, place, bytes) };
-        } else {
-            for i in 0..n as usize {
-                // SAFETY: as above; the elements are copied in order, as the overlap demands.
-                unsafe {
-                    place.cast::<T>().add(i).write_unaligned(source.cast::<T>().add(i).read_unaligned())
-                };
-            }
-        }
-        cpu.advance(op, RSI, bytes as u64);
+/// Does several iterations of a MOVS or STOS as one copy or fill, `most` at most, with both sides in one page each;
+/// returns how many, and 0 if it cannot: then nothing was done.
+fn many<T: Width>(cpu: &mut Cpu, op: &Op, action: Action, most: u64) -> u64 {
+    if cpu.rflags & rflags::DF != 0 || !cpu.is_64() || most < 2 {
+        return 0;
     }
+    let done = match action {
+        Action::Movs => copy::<T>(cpu, op, most),
+        Action::Stos => fill::<T>(cpu, op, most),
+        Action::Cmps | Action::Lods | Action::Scas => None,
+    };
+    done.unwrap_or(0)
+}
+
+fn fill<T: Width>(cpu: &mut Cpu, op: &Op, most: u64) -> Option<u64> {
+    // 64-bit mode has no limits to check, so linear addresses follow from the bases.
+    let to = cpu.string_destination(op, T::SIZE, Kind::Write)?;
+    let n = most.min(room::<T>(to));
+    if n == 0 {
+        return None;
+    }
+    let place = cpu.string_place(to, Kind::Write)?.cast::<T>();
+    let value: T = register(cpu, 0);
+    for i in 0..n as usize {
+        // SAFETY: `room` keeps all `n` elements in the page that `place` is in.
+        unsafe { place.add(i).write_unaligned(value) };
+    }
+    cpu.advance(op, RDI, n * T::SIZE as u64);
+    cpu.advance(op, RCX, n.wrapping_neg());
+    Some(n)
+}
+
+fn copy<T: Width>(cpu: &mut Cpu, op: &Op, most: u64) -> Option<u64> {
+    let from = cpu.string_source(op, T::SIZE)?;
+    let to = cpu.string_destination(op, T::SIZE, Kind::Write)?;
+    let n = most.min(room::<T>(from)).min(room::<T>(to));
+    if n == 0 {
+        return None;
+    }
+    let source = cpu.string_place(from, Kind::Read)?.cast_const();
+    let place = cpu.string_place(to, Kind::Write)?;
+    let bytes = n as usize * T::SIZE;
+    if (place as usize).wrapping_sub(source as usize) >= bytes {
+        // SAFETY: `room` keeps both ranges in their pages; the destination does not begin inside the source, so a copy
+        // in one go equals the copy element by element.
+        unsafe { std::ptr::copy(source, place, bytes) };
+    } else {
+        for i in 0..n as usize {
+            // SAFETY: as above; the elements are copied in order, as the overlap demands.
+            unsafe { place.cast::<T>().add(i).write_unaligned(source.cast::<T>().add(i).read_unaligned()) };
+        }
+    }
+    cpu.advance(op, RSI, bytes as u64);
     cpu.advance(op, RDI, bytes as u64);
     cpu.advance(op, RCX, n.wrapping_neg());
-    Some(())
+    Some(n)
 }
 
 /// A repeated string instruction. It stops early, to be resumed, at the limit of the budget.
@@ -176,8 +193,8 @@ unsafe fn repeated<T: Width, const ACTION: u8>(cpu: &mut Cpu, op: *const Op) -> 
             cpu.retired += done;
             return cpu.stop_at(op);
         }
-        let n = run_length::<T>(cpu, action, count.min(allowance - done));
-        if n > 1 && many::<T>(cpu, this, action, n).is_some() {
+        let n = many::<T>(cpu, this, action, count.min(allowance - done));
+        if n != 0 {
             done += n;
         } else {
             cpu.stop = crate::state::Stop::Continue;

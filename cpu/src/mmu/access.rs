@@ -30,6 +30,9 @@ macro_rules! scalar {
 }
 scalar!(u8 u16 u32 u64);
 
+/// User pages that a supervisor context holds at a time while EFLAGS.AC suspends SMAP.
+const SUSPENDED: usize = 16;
+
 /// Part of an access that lies in one page.
 #[derive(Clone, Copy)]
 pub(crate) struct Piece {
@@ -109,6 +112,22 @@ impl Cpu {
         let entry = self.entry(linear);
         let offset = linear.wrapping_sub(entry.read);
         (offset < 4096).then(|| entry.host.wrapping_add(offset as usize).cast_const())
+    }
+
+    /// Where a byte that may be read (written) is in this process, by the TLB or by a walk, for accesses that stay in
+    /// its page. `None`: it takes the slow path, or faults there; what faulted here is not recorded.
+    pub(crate) fn string_place(&mut self, linear: u64, kind: Kind) -> Option<*mut u8> {
+        let quick = match kind {
+            Kind::Write => self.writable_host::<u8>(linear),
+            Kind::Read | Kind::Fetch => self.readable_host(linear).map(<*const u8>::cast_mut),
+        };
+        if quick.is_some() || self.checks_each_access() || !is_canonical(linear) {
+            return quick;
+        }
+        let privilege = if self.cpl == 3 { Privilege::User } else { Privilege::Supervisor };
+        let [piece, _] = self.resolve(linear, 1, kind, privilege).ok()?;
+        let flags = self.memory.frame(Pa(piece.pa))?.flags.load(Ordering::Relaxed);
+        (kind != Kind::Write || flags & HAS_CODE == 0).then_some(piece.host)
     }
 
     #[cold]
@@ -217,6 +236,9 @@ impl Cpu {
             Privilege::Supervisor => self.cpl != 3,
             Privilege::Implicit => false,
         };
+        if self.smap_suspended.len() == SUSPENDED {
+            self.end_smap_suspension();
+        }
         let Some(frame) = self.memory.frame(Pa(translation.pa)) else { return };
         if !own || self.checks_each_access() {
             return;
@@ -256,6 +278,7 @@ impl Cpu {
             | flag(suspended, USER);
         if suspended {
             self.smap_suspended.push(i);
+            debug_assert!(self.smap_suspended.len() <= SUSPENDED);
         }
     }
 
