@@ -24,7 +24,7 @@ impl Soft {
         self.time = time(clock);
     }
 
-    /// Executes the one instruction at RIP, with `bus` where no memory is. What else happens, an exception or
+    /// Delivers the event that waits in the VMCS, or executes the one instruction at RIP, with `bus` where no memory is. What else happens, an exception or
     /// another exit, is as in [`Processor::enter`].
     pub fn complete(
         &mut self,

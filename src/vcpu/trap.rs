@@ -1,7 +1,6 @@
 //! What L0 does when the guest that runs exits and the exit is L0's: one table.
 
 use super::control_register::{self, VmxOperation};
-use super::event;
 use super::io;
 use super::model::Model;
 use super::msr::{Access, Own, Registers};
@@ -379,14 +378,9 @@ pub fn device_memory(trap: &mut Trap, pages: &HolePages) -> Then {
     complete(trap, Holes::Pages(pages))
 }
 
-/// Lets the processor complete the instruction, with the devices where no memory is.
+/// Lets the processor complete the instruction, or the delivery of the event, that was stopped, with the devices where
+/// no memory is.
 fn complete(trap: &mut Trap, holes: Holes<'_>) -> Then {
-    if trap.vmcs.current.get(ORIGINAL_EVENT_IDENTIFICATION).get(vmcs12::arch::event::RecordedEvent::VALID) {
-        let at = trap.vmcs.current.get(GUEST_PHYSICAL_ADDRESS);
-        let end = format!("an event was to be delivered through device memory at {at:#x}");
-        return Then::End(End::Broken(end));
-    }
-    debug_assert!(!event::is_injecting(&trap.vmcs.current));
     let Board { devices, clock, .. } = &mut *trap.board;
     let mut bus = DeviceMemory { devices, vcpu: trap.vcpu, now_ns: clock.now_ns(), holes };
     Then::Completed(trap.soft.complete(trap.vmcs, trap.state, clock, &mut bus))

@@ -49,7 +49,8 @@ impl Cpu {
         self.end(cause)
     }
 
-    /// Executes exactly the instruction at RIP, with accesses to physical holes going to `bus`.
+    /// Delivers the event that `vmcs.current` injects or, if it injects none, executes exactly the instruction at RIP,
+    /// with accesses to physical holes going to `bus`.
     pub fn complete(
         &mut self,
         vmcs: &mut VmcsSet,
@@ -61,7 +62,10 @@ impl Cpu {
         // SAFETY: the pointer is cleared below, before the borrow that it was made from ends; nothing keeps it.
         self.bus = Some(unsafe { std::mem::transmute::<*mut dyn Bus, *mut (dyn Bus + 'static)>(bus) });
         self.guest_physical.clear();
-        let cause = self.run();
+        let cause = match injects(self.vmcs()) {
+            true => self.inject().unwrap_or_else(|| self.end_of_budget()),
+            false => self.run(),
+        };
         self.bus = None;
         self.guest_physical.clear();
         self.end(cause)
