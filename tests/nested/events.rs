@@ -576,3 +576,30 @@ fn a_msr_that_cannot_be_loaded_at_an_exit_is_a_vmx_abort() {
     );
     assert_eq!(end, End::VmxAbort(LOADING_HOST_MSRS));
 }
+
+#[test]
+fn an_event_that_is_delivered_through_an_idt_without_memory_ends_in_a_triple_fault() {
+    const HOLE: u64 = 0x9000_0000;
+    let log = guest(
+        |l1| {
+            l1.store(EPT_PT, HOLE | 0x7).write(GUEST_IDTR_BASE, PAGES);
+            l1.enter().read(EXIT_REASON).read(GUEST_RIP);
+        },
+        |l2| asm!(l2; ud2()),
+    );
+    assert_eq!(log, [Reason::TripleFault as u64, CODE_L2], "every gate is all ones");
+}
+
+#[test]
+fn an_event_is_delivered_to_a_stack_without_memory() {
+    const HOLE: u64 = 0x9000_0000;
+    const FRAME: u64 = 5 * 8;
+    let log = guest(
+        |l1| {
+            l1.store(EPT_PT, HOLE | 0x7).write(GUEST_RSP, PAGES + 0x1000).set(MONITOR_TRAP_FLAG);
+            l1.enter().read(EXIT_REASON).read(GUEST_RSP);
+        },
+        |l2| asm!(l2; ud2()),
+    );
+    assert_eq!(log, [Reason::MonitorTrapFlag as u64, PAGES + 0x1000 - FRAME]);
+}

@@ -5,6 +5,7 @@ mod code;
 mod entry;
 mod events;
 mod exits;
+mod hostile;
 mod image;
 mod instructions;
 mod l1;
