@@ -73,10 +73,22 @@ struct Block {
 /// Where a block was decoded: address and code size of the first byte, and the second page's frame if it spans two.
 type Key = (u64, u64);
 
-#[derive(Default)]
+/// Stores beside its code that a page bears before the code is dropped, so that stores may be quick again: pages
+/// that held code are used for data later. Each time the code comes back the page bears twice as many.
+const PATIENCE: u32 = 64;
+
 struct Page {
     lines: u64,
     blocks: Vec<Block>,
+    /// Stores beside the code since it was decoded, and how many may be.
+    missed: u32,
+    patience: u32,
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Self { lines: 0, blocks: Vec::new(), missed: 0, patience: PATIENCE }
+    }
 }
 
 /// The block cache.
@@ -165,8 +177,14 @@ impl Cache {
     pub fn written(&mut self, pa: u64, len: usize) -> bool {
         let Some(page) = self.pages.get_mut(&(pa >> 12)) else { return true };
         let lines = lines_of(pa, len as u64);
+        let mut lines = lines;
         if page.lines & lines == 0 {
-            return false;
+            page.missed += 1;
+            if page.missed < page.patience {
+                return page.blocks.is_empty();
+            }
+            (page.missed, page.patience) = (0, page.patience.saturating_mul(2));
+            lines = u64::MAX;
         }
         let mut left = 0;
         let (blocks, dead) = (&mut self.blocks, self.dead);
@@ -184,10 +202,6 @@ impl Cache {
             false
         });
         page.lines = left;
-        if left == 0 {
-            self.pages.remove(&(pa >> 12));
-            return true;
-        }
-        false
+        left == 0
     }
 }

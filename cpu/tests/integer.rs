@@ -81,6 +81,31 @@ fn code_that_changes_itself_runs_as_changed() {
 }
 
 #[test]
+fn a_page_with_code_and_data_stays_right_however_often_its_data_is_written() {
+    let mut guest = Guest::new();
+    guest.load(|a| {
+        let mut top = a.create_label();
+        a.lea(rsi, qword_ptr(top)).unwrap();
+        a.xor(ebx, ebx).unwrap();
+        a.mov(ecx, 1000u32).unwrap();
+        a.set_label(&mut top).unwrap();
+        a.add(ebx, 1).unwrap();
+        a.inc(dword_ptr(rsi + 0x800)).unwrap(); // beside the code, in its page
+        a.dec(ecx).unwrap();
+        a.jne(top).unwrap();
+        a.inc(byte_ptr(rsi + 2)).unwrap(); // the code itself, at last
+        a.mov(ecx, 1u32).unwrap();
+        a.cmp(ebx, 1000).unwrap();
+        a.je(top).unwrap();
+        a.mov(eax, dword_ptr(rsi + 0x800)).unwrap();
+        a.hlt().unwrap();
+    });
+    let exit = guest.run(u64::MAX);
+    assert_eq!((exit.cause, exit.retired), (Cause::Vm(Reason::Hlt), 3 + 4 * 1001 + 2 * 4 + 1));
+    assert_eq!((guest.reg(0), guest.reg(3)), (1001, 1002));
+}
+
+#[test]
 fn a_repeated_store_counts_each_iteration() {
     let mut guest = Guest::new();
     guest.load(|a| {
