@@ -1,6 +1,6 @@
 //! L1s that write what no hypervisor would. Whatever a VMCS holds, the engine merges it into one that the processor
 //! takes, or refuses it as the manual says; the run goes on or ends in a way that is L1's own.
-//! `HOSTILE_CASES` sets how many are tried.
+//! `HOSTILE_CASES` sets how many are tried, `HOSTILE_FIRST` which is the first.
 
 use crate::asm;
 use crate::code::*;
@@ -74,10 +74,14 @@ fn case(seed: u64) -> End {
     )
 }
 
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
 #[test]
 fn whatever_is_in_a_vmcs_the_processor_takes_what_the_engine_makes_of_it() {
-    let cases = std::env::var("HOSTILE_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES);
-    for seed in 1..=cases {
+    let first = number("HOSTILE_FIRST", 1);
+    for seed in first..first + number("HOSTILE_CASES", CASES) {
         match case(seed) {
             End::DebugExit(_)
             | End::TripleFault
