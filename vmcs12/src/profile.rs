@@ -166,7 +166,7 @@ pub struct Profile {
 #[derive(Debug, Error)]
 pub enum ProfileError {
     /// No embedded profile has the name.
-    #[error("there is no processor {name:?}{}; `testudo profiles` lists them", did_you_mean(.near))]
+    #[error("there is no processor {name:?}{}; there are {}", did_you_mean(.near), Profile::names().collect::<Vec<_>>().join(", "))]
     Unknown {
         /// What was asked for.
         name: String,
