@@ -1,30 +1,6 @@
 //! What the engine counts: plain integers, nothing allocated or formatted.
 
-use vmcs12::exit::Reason;
-
-const NUMBERS: usize = Reason::ALL[Reason::COUNT - 1] as usize + 1;
-
-/// A count for each basic exit reason.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ByReason([u64; NUMBERS]);
-
-impl Default for ByReason {
-    fn default() -> Self {
-        Self([0; NUMBERS])
-    }
-}
-
-impl ByReason {
-    /// One more.
-    #[inline]
-    pub fn add(&mut self, reason: Reason) {
-        self.0[reason as usize] += 1;
-    }
-    /// How many exits with this reason.
-    pub fn get(&self, reason: Reason) -> u64 {
-        self.0[reason as usize]
-    }
-}
+use vmcs12::exit::by_reason::ByReason;
 
 /// Counts of one vCPU's nested life.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]

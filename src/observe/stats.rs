@@ -2,9 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::counters::{ByReason, Counters};
+use super::counters::Counters;
 use super::record::{Record, Stamp, TimedLoop};
 use crate::config::{ClockKind, CpuModel, FeatureChange, ProcessorKind, RunConfig, RunOutcome};
+use vmcs12::exit::by_reason::ByReason;
 
 /// The statistics of a run that has ended.
 #[must_use]

@@ -1,5 +1,6 @@
 //! VM exits: basic exit reasons and what `enter` returns. SDM Vol. 3, "Basic VM-Exit Information"; Appendix "VMX Basic Exit Reasons".
 
+pub mod by_reason;
 pub mod instruction_info;
 pub mod qualification;
 
